@@ -106,7 +106,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         ):
             if not isinstance(option, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"expected {name} to be True or False, got {option!r}")
-        _check_number("only_self_level", only_self_level, minimum=0, maximum=1)
+        _check_number("only_self_level", only_self_level, minimum=0.0, maximum=1.0)
 
         self.adain_queries = adain_queries
         self.adain_keys = adain_keys
@@ -259,7 +259,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def _check_options(self, **changes: Any) -> None:
         """Check `scale`, `shift` and `set_size`, and what they go with."""
         if "scale" in changes:
-            _check_number("scale", changes["scale"], minimum=0)
+            _check_number("scale", changes["scale"], minimum=0.0)
         if "shift" in changes:
             _check_number("shift", changes["shift"])
         set_size = changes.get("set_size")
@@ -311,8 +311,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         if not isinstance(following, fl.ScaledDotProductAttention):
             raise ValueError(
                 f"got a {type(following).__name__} between StyleAligned and the attention, expected adapters that"
-                " insert layers there (such as self-attention guidance) to be injected first: eject the StyleAlignedAdapter,"
-                " inject the other one, then inject it again"
+                " insert layers there (such as self-attention guidance) to be injected first: eject the"
+                " StyleAlignedAdapter, inject the other one, then inject it again"
             )
 
     def _select_self_attentions(self) -> list[fl.SelfAttention]:
@@ -410,6 +410,6 @@ def _check_number(name: str, value: Any, minimum: float = -math.inf, maximum: fl
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be a number, got {value!r}")
     if not math.isfinite(value) or not minimum <= value <= maximum:
-        bounds = f" between {minimum} and {maximum}" if math.isfinite(maximum) else f" of at least {minimum}"
+        bounds = f" between {minimum:g} and {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
         bounds = bounds if math.isfinite(minimum) else ""
         raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")

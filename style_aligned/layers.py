@@ -66,7 +66,7 @@ class GetReferences(fl.Module):
         super().__init__()
         self.set_size = set_size
 
-    def forward(self, features: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "groups tokens dim"]:
+    def forward(self, features: Float[Tensor, "rows *size"]) -> Float[Tensor, "groups *size"]:
         if features.ndim != 3:
             raise ValueError(
                 "expected features of rank 3 (rows, tokens, dim), got a tensor of"
