@@ -1,7 +1,8 @@
-"""Where the layers of StyleAligned go in a model, and how they come out."""
+"""StyleAligned as an adapter: what can be set, how it goes into a model, and how it comes out."""
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -9,32 +10,30 @@ import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
-from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import MiddleBlock as SD1MiddleBlock
-from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import MiddleBlock as SDXLMiddleBlock
-from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 from torch import Tensor
 
+from style_aligned.bank import RecordReferences, ReferenceBank, ReplayReferences
 from style_aligned.layers import (
     FullySharedScaledDotProductAttention,
     GetReferences,
     ScaleReferences,
-    SharedGroupNorm,
     SharedScaledDotProductAttention,
-    StyleAligned,
     split_rows,
+)
+from style_aligned.sites import (
+    Mode,
+    Site,
+    check_target,
+    find_self_attentions,
+    fully_shared_site,
+    group_norm_site,
+    only_self,
+    self_attention_site,
+    walk,
 )
 
 T = TypeVar("T", bound=fl.Chain)
-TLayer = TypeVar("TLayer", bound=fl.Module)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
-
-SHARED_LAYERS = (
-    StyleAligned,
-    SharedScaledDotProductAttention,
-    FullySharedScaledDotProductAttention,
-    SharedGroupNorm,
-    RefinersStyleAligned,
-)
 
 
 class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
@@ -122,9 +121,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         with self.setup_adapter(target):
             super().__init__(target)
-        self._edits: list[tuple[fl.Chain, fl.Module, fl.Module]] = []  # (parent, what was there, what is there now)
-        self._insertions: list[tuple[fl.Chain, fl.Module]] = []
-        self._check_target()
+        check_target(target, share_group_norm=share_group_norm)
+        self._sites: list[Site] = []  # empty unless injected
+        self._check_input = [fl.Lambda(self.check_input)]
+        self._mode: Mode = "batch"
+        self._bank: ReferenceBank | None = None
 
     @property
     def scale(self) -> float:
@@ -135,8 +136,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def scale(self, scale: float) -> None:
         self._check_options(scale=scale)
         self._scale = scale
-        for layer in self._injected(ScaleReferences):
-            layer.scale = scale
+        self._apply_options()
 
     @property
     def shift(self) -> float:
@@ -147,8 +147,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def shift(self, shift: float) -> None:
         self._check_options(shift=shift)
         self._shift = shift
-        for layer in self._injected(SharedScaledDotProductAttention):
-            layer.shift = shift
+        self._apply_options()
 
     @property
     def set_size(self) -> int | None:
@@ -159,19 +158,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def set_size(self, set_size: int | None) -> None:
         self._check_options(set_size=set_size)
         self._set_size = set_size
-        for layer_type in (
-            GetReferences,
-            SharedScaledDotProductAttention,
-            FullySharedScaledDotProductAttention,
-            SharedGroupNorm,
-        ):
-            for layer in self._injected(layer_type):
-                layer.set_size = set_size
-
-    @property
-    def injected(self) -> bool:
-        """Whether the adapter is injected."""
-        return len(self._edits) + len(self._insertions) > 0
+        self._apply_options()
 
     def inject(self: TStyleAlignedAdapter, parent: fl.Chain | None = None) -> TStyleAlignedAdapter:
         """Inject the adapter.
@@ -186,17 +173,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             ValueError: If this adapter is injected already, or if another one shares the layers of the target. Nothing
                 has changed then.
         """
-        if self.injected:
+        if self._sites:
             raise ValueError("this StyleAlignedAdapter is injected already: expected eject() before inject()")
-        self._check_target()
+        check_target(self.target, share_group_norm=self.share_group_norm)
 
-        for self_attention in self._select_self_attentions():
-            self._inject_self_attention(self_attention)
-        if self.share_group_norm:
-            for group_norm, norm_parent in list(_walk(self.target, fl.GroupNorm)):
-                self._replace(norm_parent, group_norm, SharedGroupNorm(group_norm, set_size=self.set_size))
+        self._sites = self._build_sites()
+        for site in self._sites:
+            site.inject()
+        self._apply_options()
         if isinstance(self.target, SD1UNet | SDXLUNet):
-            self._insert(self.target, 0, fl.Lambda(self.check_input))
+            self.target.insert(0, self._check_input[0])
         return super().inject(parent)
 
     def eject(self) -> None:
@@ -205,18 +191,17 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         Raises:
             ValueError: If the adapter is not injected. Nothing has changed then.
         """
-        if not self.injected:
+        if not self._sites:
             raise ValueError("this StyleAlignedAdapter is not injected: expected inject() before eject()")
-        for parent, module in self._insertions:
-            parent.remove(module)
-        for parent, old_module, new_module in self._edits:
-            parent.replace(new_module, old_module)
-        self._insertions.clear()
-        self._edits.clear()
+        for site in self._sites:
+            site.eject()
+        self._sites = []
+        if isinstance(self.target, SD1UNet | SDXLUNet):
+            self.target.remove(self._check_input[0])
         super().eject()
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
-        return self if self.injected else self.inject()
+        return self if self._sites else self.inject()
 
     def __exit__(
         self,
@@ -225,6 +210,47 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         traceback: TracebackType | None,
     ) -> None:
         self.eject()
+
+    @contextmanager
+    def record(self, bank: ReferenceBank) -> Iterator[None]:
+        """Make the target take references alone, and record what targets need of them.
+
+        Each row of a batch is a reference then: for one set, its two guidance halves. They come out as they do without
+        the adapter, since a reference does not attend to its targets.
+
+        Args:
+            bank: Where to record.
+
+        Raises:
+            ValueError: If the adapter is not injected, or if `full_attention_share` is set: references attend to their
+                targets then.
+
+        Example:
+            ```py
+            bank = ReferenceBank()
+            with style_aligned_adapter.record(bank):
+                unet(reference_latents)  # rows: negative, positive
+            with style_aligned_adapter.replay(bank):
+                unet(target_latents)  # rows: all negative ones, all positive ones
+            ```
+        """
+        with self._in_mode("record", bank):
+            yield
+
+    @contextmanager
+    def replay(self, bank: ReferenceBank) -> Iterator[None]:
+        """Make the target take targets alone, which share the references that were recorded.
+
+        A batch holds as many consecutive rows for each of the recorded ones, in their order.
+
+        Args:
+            bank: What was recorded.
+
+        Raises:
+            ValueError: As for `record`.
+        """
+        with self._in_mode("replay", bank):
+            yield
 
     def check_input(self, x: Tensor) -> Tensor:
         """Check that the rows of a U-Net's input are laid out as `set_size` says, before anything is computed.
@@ -237,16 +263,20 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         Raises:
             ValueError: If the latents are not of rank 4, if their rows cannot be split into sets, if `set_size` is None
-                and the two halves of the batch differ (it is no classifier-free guidance batch of one set), or if
-                another adapter has put a layer between this one's and the attention since.
+                and the two halves of the batch differ (it is no classifier-free guidance batch of one set), if targets
+                do not fit the references that were recorded, or if another adapter has put a layer between this one's
+                and the attention since.
         """
-        for parent, module in self._insertions:
-            self._check_order(parent, module)
+        for site in self._sites:
+            site.check_order()
         if x.ndim != 4:
             raise ValueError(
                 "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
                 f" rank {x.ndim} and shape {tuple(x.shape)}"
             )
+        if self._bank is not None:
+            self._check_bank(self._bank, x)
+            return x
         split_rows(x.shape[0], self.set_size)
         if self.set_size is None and not torch.equal(*x.chunk(2)):
             raise ValueError(
@@ -281,129 +311,81 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                     " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
                 )
 
-    def _check_target(self) -> None:
-        """Check that the target holds something to share, and nothing that is shared already."""
-        self_attentions = list(_walk(self.target, fl.SelfAttention))
-        group_norms = list(_walk(self.target, fl.GroupNorm)) if self.share_group_norm else []
-        if not self_attentions and not group_norms:
-            kinds = "self-attention or group normalization" if self.share_group_norm else "self-attention"
-            name = type(self.target).__name__
-            raise ValueError(f"expected a target with at least one {kinds}, got a {name} with none")
-        for self_attention, _ in self_attentions:
-            attentions = [layer for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention)]
-            if len(attentions) != 1 or attentions[0].is_causal:
-                raise ValueError(
-                    "expected self-attentions with one ScaledDotProductAttention that is not causal,"
-                    f" got {self_attention.get_path()} in a {type(self.target).__name__}"
+    def _check_bank(self, bank: ReferenceBank, x: Tensor) -> None:
+        """Remember the shape of references, or check that targets fit it."""
+        if self._mode == "record":
+            bank.latents_shape = x.shape
+        elif bank.latents_shape is None:
+            raise ValueError("expected a bank that has recorded its references, got an empty one")
+        elif x.shape[1:] != bank.latents_shape[1:] or len(x) == 0 or len(x) % bank.latents_shape[0] != 0:
+            raise ValueError(
+                f"got targets of shape {tuple(x.shape)}, expected a multiple of {bank.latents_shape[0]} rows of shape"
+                f" {tuple(bank.latents_shape[1:])}, as the references that were recorded"
+            )
+
+    def _build_sites(self) -> list[Site]:
+        """Build the layers for every self-attention and group normalization that shares."""
+        sites: list[Site] = []
+        self_attentions = find_self_attentions(self.target)
+        alone = only_self(len(self_attentions), level=self.only_self_level)
+        is_active = self.share_attention or self.adain_queries or self.adain_keys or self.adain_values
+        for index, self_attention in enumerate(self_attentions):
+            if alone[index] or not is_active:
+                continue
+            if self.full_attention_share:
+                sites.append(fully_shared_site(self_attention))
+                continue
+            sites.append(
+                self_attention_site(
+                    self_attention,
+                    key=f"self_attention_{index}",
+                    adain_queries=self.adain_queries,
+                    adain_keys=self.adain_keys,
+                    adain_values=self.adain_values,
+                    share=self.share_attention,
                 )
-        if shared := next((layer for layer_type in SHARED_LAYERS for layer, _ in _walk(self.target, layer_type)), None):
-            raise ValueError(
-                f"expected a target that no StyleAlignedAdapter is injected in, got a {type(self.target).__name__} that"
-                f" holds a {type(shared).__name__} already: eject the other adapter first"
             )
+        if self.share_group_norm:
+            for index, (group_norm, parent) in enumerate(walk(self.target, fl.GroupNorm)):
+                sites.append(group_norm_site(group_norm, parent, key=f"group_norm_{index}"))
+        return sites
 
-    def _check_order(self, parent: fl.Chain, module: fl.Module) -> None:
-        """Check that what this adapter put before an attention still stands right before it."""
-        if not isinstance(parent, fl.SelfAttention):
-            return
-        layers = list(parent)
-        following = layers[layers.index(module) + 1]
-        if not isinstance(following, fl.ScaledDotProductAttention):
-            raise ValueError(
-                f"got a {type(following).__name__} between StyleAligned and the attention, expected adapters that"
-                " insert layers there (such as self-attention guidance) to be injected first: eject the"
-                " StyleAlignedAdapter, inject the other one, then inject it again"
-            )
-
-    def _select_self_attentions(self) -> list[fl.SelfAttention]:
-        """Give the self-attentions that share, in the order in which diffusers counts them."""
-        walked = [self_attention for self_attention, _ in _walk(self.target, fl.SelfAttention)]
-        middle = {
-            id(self_attention)
-            for block_type in (SD1MiddleBlock, SDXLMiddleBlock)
-            for block, _ in _walk(self.target, block_type)
-            for self_attention, _ in _walk(block, fl.SelfAttention)
-        }
-        ordered = sorted(walked, key=lambda self_attention: id(self_attention) in middle)  # stable
-        alone = only_self(len(ordered), level=self.only_self_level)
-        return [self_attention for self_attention, is_alone in zip(ordered, alone, strict=True) if not is_alone]
-
-    def _inject_self_attention(self, self_attention: fl.SelfAttention) -> None:
-        attention = self_attention.ensure_find(fl.ScaledDotProductAttention)
+    @contextmanager
+    def _in_mode(self, mode: Mode, bank: ReferenceBank) -> Iterator[None]:
+        if not self._sites:
+            raise ValueError(f"this StyleAlignedAdapter is not injected: expected inject() before {mode}()")
         if self.full_attention_share:
-            shared = FullySharedScaledDotProductAttention(attention, set_size=self.set_size)
-            self._replace(self_attention, attention, shared)
-            return
+            raise ValueError(
+                f"expected full_attention_share=False to {mode} references, got True: they attend to their targets"
+                " then, and cannot go before them"
+            )
+        if self._mode != "batch":
+            raise ValueError(f"expected {mode}() outside of {self._mode}(), got it inside")
+        for site in self._sites:
+            site.set_mode(mode)
+        self._mode, self._bank = mode, bank
+        self._apply_options()
+        try:
+            yield
+        finally:
+            self._mode, self._bank = "batch", None
+            for site in self._sites:
+                site.set_mode("batch")
 
-        share, set_size = self.share_attention, self.set_size
-        aligned = (
-            (self.adain_queries, StyleAligned(adain=self.adain_queries, share=False, set_size=set_size)),
-            (
-                self.adain_keys or share,
-                StyleAligned(
-                    adain=self.adain_keys, share=share, scale=self.scale if share else None, set_size=set_size
-                ),
-            ),
-            (self.adain_values or share, StyleAligned(adain=self.adain_values, share=share, set_size=set_size)),
-        )
-        if any(is_active for is_active, _ in aligned):
-            layers = fl.Distribute(*(layer if is_active else fl.Identity() for is_active, layer in aligned))
-            self._insert(self_attention, list(self_attention).index(attention), layers)
-        if share:
-            shared = SharedScaledDotProductAttention(attention, shift=self.shift, set_size=set_size)
-            self._replace(self_attention, attention, shared)
-
-    def _insert(self, parent: fl.Chain, index: int, module: fl.Module) -> None:
-        parent.insert(index, module)
-        self._insertions.append((parent, module))
-
-    def _replace(self, parent: fl.Chain, old_module: fl.Module, new_module: fl.Module) -> None:
-        parent.replace(old_module, new_module)
-        self._edits.append((parent, old_module, new_module))
-
-    def _injected(self, layer_type: type[TLayer]) -> Iterator[TLayer]:
-        """Walk the layers of the given type that this adapter has put into its target."""
-        for module in (*(module for _, module in self._insertions), *(module for _, _, module in self._edits)):
-            if isinstance(module, layer_type):
-                yield module
-            elif isinstance(module, fl.Chain):
-                yield from module.layers(layer_type)
-
-
-def only_self(total: int, level: float) -> list[bool]:
-    """Tell which self-attentions are left alone at a given `only_self_level`, as Google's `_get_switch_vec` does.
-
-    Args:
-        total: The number of self-attentions.
-        level: The fraction of them to leave alone, between 0 and 1.
-
-    Returns:
-        For each self-attention, whether it is left alone.
-    """
-    flipped = 0.5 < level < 1
-    spread = int((1 - level if flipped else level) * total)
-    every = total // spread if spread > 0 else total + 1
-    alone = [spread > 0 and index % every == 0 for index in range(total)]
-    return [not is_alone for is_alone in alone] if flipped else alone
-
-
-def _walk(chain: fl.Chain, layer_type: type[TLayer]) -> Iterator[tuple[TLayer, fl.Chain]]:
-    """Walk the layers of the given type, with their parents, that are in the data flow of the chain.
-
-    What a `Passthrough` holds is left out, since its output is dropped: a ControlNet has attentions of its own.
-    """
-
-    def is_wanted(module: fl.Module, _: fl.Chain) -> bool:
-        if isinstance(module, fl.Passthrough):
-            raise StopIteration  # `Chain.walk` does not go into this one then
-        return isinstance(module, layer_type)
-
-    if isinstance(chain, layer_type):
-        yield chain, chain.ensure_parent if chain.parent is not None else chain
-        return
-    for module, parent in chain.walk(is_wanted):
-        assert isinstance(module, layer_type)
-        yield module, parent
+    def _apply_options(self) -> None:
+        """Tell the layers in the target what can change while they are there."""
+        for layer in (layer for site in self._sites for layer in site.layers()):
+            match layer:
+                case ScaleReferences():
+                    layer.scale = self.scale
+                case SharedScaledDotProductAttention():
+                    layer.shift, layer.set_size = self.shift, self.set_size
+                case GetReferences() | FullySharedScaledDotProductAttention():
+                    layer.set_size = self.set_size
+                case RecordReferences() | ReplayReferences() if self._bank is not None:
+                    layer.bank = self._bank
+                case _:
+                    pass
 
 
 def _check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:

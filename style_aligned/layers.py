@@ -391,25 +391,28 @@ class SharedGroupNorm(fl.Chain):
             set_size: The number of consecutive rows that share a reference, itself included. None means half of the
                 rows: the two guidance halves of one set.
         """
-        self.set_size = set_size
-        super().__init__(group_norm)
+        super().__init__(
+            group_norm,
+            GetReferences(set_size=set_size),  # of the moments
+        )
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "rows channels *size"]
     ) -> Float[Tensor, "rows channels *size"]:
-        group_norm = self.layer("GroupNorm", fl.GroupNorm)
-        set_size = split_rows(x.shape[0], self.set_size)
+        group_norm, get_references = self.layer(0, fl.GroupNorm), self.layer(1)
 
         # statistics in float32, as for AdaIN
         grouped = x.reshape(x.shape[0], group_norm.num_groups, -1)
         grouped = grouped.to(dtype=torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(grouped, dim=-1, correction=0, keepdim=True)  # (rows, num_groups, 1)
-        reference_mean = mean[::set_size].repeat_interleave(set_size, dim=0)
-        reference_variance = variance[::set_size].repeat_interleave(set_size, dim=0)
+        variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
+        moments: Tensor = torch.stack((variance, mean), dim=1)  # (rows, 2, num_groups)
+        references: Tensor = get_references(moments)  # (groups, 2, num_groups)
+        reference_variance, reference_mean = references.repeat_interleave(len(x) // len(references), dim=0).unbind(1)
 
         # the two images have as many pixels each: their common variance is the mean of theirs, and of their distance
         variance = (variance + reference_variance) / 2 + ((mean - reference_mean) / 2).square()
         mean = (mean + reference_mean) / 2
-        normalized = ((grouped - mean) * (variance + group_norm.eps).rsqrt()).reshape(x.shape).to(dtype=x.dtype)
+        normalized = (grouped - mean.unsqueeze(-1)) * (variance + group_norm.eps).rsqrt().unsqueeze(-1)
         channels_first = (-1, *(1 for _ in x.shape[2:]))
-        return normalized * group_norm.weight.reshape(channels_first) + group_norm.bias.reshape(channels_first)
+        weight, bias = group_norm.weight.reshape(channels_first), group_norm.bias.reshape(channels_first)
+        return normalized.reshape(x.shape).to(dtype=x.dtype) * weight + bias

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from style_aligned import StyleAligned, StyleAlignedAdapter
-from style_aligned.adapter import only_self
 from style_aligned.layers import SharedGroupNorm, SharedScaledDotProductAttention
+from style_aligned.sites import only_self
 from tests.oracle import relative_error
 from tests.test_layers import features
 

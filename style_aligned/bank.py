@@ -1,0 +1,119 @@
+"""What the targets need of their references, recorded in one pass and replayed in others."""
+
+import torch
+from jaxtyping import Float
+from refiners.fluxion import layers as fl
+from torch import Size, Tensor, device as Device
+
+
+class ReferenceBank:
+    """The references' features at each site of a model, for one step.
+
+    A pass on the references alone records them, passes on targets alone replay them: see
+    [`StyleAlignedAdapter.record`][style_aligned.adapter.StyleAlignedAdapter.record].
+    """
+
+    def __init__(self, device: Device | str | None = None) -> None:
+        """Initialize the ReferenceBank.
+
+        Args:
+            device: Where to keep the features, such as `"cpu"` to spare the memory of a GPU. None leaves them where
+                they are computed.
+        """
+        self.device = None if device is None else Device(device)
+        self.latents_shape: Size | None = None
+        self._features: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that the features take, in bytes."""
+        return sum(features.nbytes for features in self._features.values())
+
+    def store(self, key: str, features: Tensor) -> None:
+        """Keep the features of the references at one site, in place of those of the step before.
+
+        Args:
+            key: The name of the site.
+            features: The features.
+        """
+        self._features[key] = features if self.device is None else features.to(device=self.device)
+
+    def fetch(self, key: str, device: Device) -> Tensor:
+        """Give the features of the references at one site.
+
+        Args:
+            key: The name of the site.
+            device: Where they are needed.
+
+        Raises:
+            ValueError: If nothing was recorded there.
+        """
+        if key not in self._features:
+            raise ValueError(f"expected a bank that has recorded {key}, got one of {len(self)} sites without it")
+        return self._features[key].to(device=device)
+
+
+class RecordReferences(fl.Module):
+    """Record the features of references, and pass them on.
+
+    Receives:
+        references (Float[Tensor, "groups tokens dim"]): The features of the references.
+
+    Returns:
+        references (Float[Tensor, "groups tokens dim"]): The same.
+    """
+
+    bank: ReferenceBank
+
+    def __init__(self, key: str, moments_only: bool = False) -> None:
+        """Initialize the RecordReferences layer.
+
+        Args:
+            key: The name of the site in the bank.
+            moments_only: Whether mean and deviation over the tokens are all that is needed.
+        """
+        super().__init__()
+        self.key = key
+        self.moments_only = moments_only
+
+    def forward(self, references: Float[Tensor, "groups tokens dim"]) -> Float[Tensor, "groups tokens dim"]:
+        self.bank.store(self.key, summarize(references) if self.moments_only else references)
+        return references
+
+
+class ReplayReferences(fl.Module):
+    """Give the recorded features of the references, in place of `GetReferences`.
+
+    Receives:
+        features (Float[Tensor, "rows tokens dim"]): The features of the targets, of which as many consecutive rows
+            follow each reference.
+
+    Returns:
+        references (Float[Tensor, "groups reference_tokens dim"]): The features of the references.
+    """
+
+    bank: ReferenceBank
+
+    def __init__(self, key: str) -> None:
+        """Initialize the ReplayReferences layer.
+
+        Args:
+            key: The name of the site in the bank.
+        """
+        super().__init__()
+        self.key = key
+
+    def forward(self, features: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "groups reference_tokens dim"]:
+        return self.bank.fetch(self.key, device=features.device)
+
+
+def summarize(x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows 2 dim"]:
+    """Give the two tokens that have the mean and the (unbiased) deviation of all of them, in float32 or better."""
+    x = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
+    mean = x.mean(dim=-2, keepdim=True)
+    variance = (x - mean).square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
+    distance = (variance / 2).sqrt()
+    return torch.cat((mean - distance, mean + distance), dim=-2)
