@@ -1,0 +1,134 @@
+"""One step of denoising with a Refiners model, and what it takes: noise, text embeddings, guidance."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.solvers import Solver
+from torch import Generator, Tensor
+
+Model = StableDiffusion_XL | StableDiffusion_1
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """What a model needs of a prompt: one row for each guidance half, the negative one first.
+
+    Attributes:
+        clip_text_embedding: The embedding of each token.
+        pooled_text_embedding: The embedding of the whole prompt. None for models that need none.
+    """
+
+    clip_text_embedding: Float[Tensor, "halves tokens dim"]
+    pooled_text_embedding: Float[Tensor, "halves pooled_dim"] | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The embeddings that there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def embed(model: Model, prompt: str, negative_prompt: str = "") -> TextEmbedding:
+    """Compute the text embedding of a prompt.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        negative_prompt: The prompt to guide away from. Not used where the model has no classifier-free guidance.
+    """
+    with torch.no_grad():
+        embedding = model.compute_clip_text_embedding(text=prompt, negative_text=negative_prompt)
+    tensors = embedding if isinstance(embedding, tuple) else (embedding,)
+    return TextEmbedding(*(tensor if model.classifier_free_guidance else tensor.chunk(2)[1] for tensor in tensors))
+
+
+def stack(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
+    """Lay out the embeddings of several prompts as rows of a batch: all negative ones, then all positive ones.
+
+    Args:
+        embeddings: The embeddings, at least one.
+    """
+    columns = zip(*(embedding.tensors.values() for embedding in embeddings), strict=True)
+    return TextEmbedding(*(torch.stack(column, dim=1).flatten(start_dim=0, end_dim=1) for column in columns))
+
+
+def sample_noise(model: Model, seed: int, size: tuple[int, int]) -> Float[Tensor, "1 4 height width"]:
+    """Sample the noise that an image starts from: the same on every device, and whatever else is sampled.
+
+    Args:
+        model: The model.
+        seed: The seed.
+        size: The height and width of the image, in pixels.
+    """
+    height, width = size
+    noise = torch.randn(1, 4, height // 8, width // 8, generator=Generator().manual_seed(seed))
+    return noise.to(device=model.device, dtype=model.dtype)
+
+
+def predict_noise(
+    model: Model,
+    solver: Solver,
+    x: Float[Tensor, "images 4 height width"],
+    step: int,
+    *,
+    text: TextEmbedding,
+    condition_scale: float,
+) -> Float[Tensor, "images 4 height width"]:
+    """Predict the noise in some latents, with classifier-free guidance if the model has it.
+
+    Args:
+        model: The model.
+        solver: The solver, for its timesteps and the scale of the model's input. It stays as it is.
+        x: The latents.
+        step: The step.
+        text: The text embeddings, with the rows of `x` in each half.
+        condition_scale: The strength of the guidance.
+    """
+    halves = 2 if model.classifier_free_guidance else 1
+    context: dict[str, Any] = dict(text.tensors)
+    if isinstance(model, StableDiffusion_XL):
+        height, width = (8 * length for length in x.shape[-2:])
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=x.device)
+        context["time_ids"] = time_ids.repeat(halves * len(x), 1)
+
+    timestep = solver.timesteps[step].unsqueeze(dim=0)
+    model.set_unet_context(timestep=timestep, **context)
+    prediction: Tensor = model.unet(solver.scale_model_input(x.repeat(halves, 1, 1, 1), step=step))
+    if halves == 1:
+        return prediction
+    unconditional, conditional = prediction.chunk(2)
+    return unconditional + condition_scale * (conditional - unconditional)
+
+
+class Trajectory:
+    """The latents of one image on their way from noise, with a solver and a source of noise of their own.
+
+    That way neither the state of a solver nor its noise depends on what else is generated.
+    """
+
+    def __init__(self, model: Model, solver: Solver, seed: int, noise: Float[Tensor, "1 4 height width"]) -> None:
+        """Initialize the Trajectory.
+
+        Args:
+            model: The model.
+            solver: The solver, of which a copy is taken.
+            seed: The seed for solvers that add noise at each step.
+            noise: The noise to start from.
+        """
+        self.solver = deepcopy(solver)
+        self.generator = Generator(device=model.device).manual_seed(seed)
+        self.latents = solver.scale_model_input(noise, step=-1)
+
+    def advance(self, predicted_noise: Float[Tensor, "1 4 height width"], step: int) -> None:
+        """Do one step of the solver.
+
+        Args:
+            predicted_noise: The noise in the latents.
+            step: The step.
+        """
+        self.latents = self.solver(self.latents, predicted_noise=predicted_noise, step=step, generator=self.generator)

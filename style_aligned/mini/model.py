@@ -1,0 +1,106 @@
+"""The embedded model as a whole, and how it is loaded."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.model import StableDiffusion_XL
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, device as Device, dtype as DType
+
+from .autoencoder import MiniAutoencoder
+from .text_encoder import MiniDoubleTextEncoder
+from .unet import MiniUNet
+
+WEIGHTS = Path(__file__).parent / "weights"
+SIZE = 256
+
+
+class Mini(StableDiffusion_XL):
+    """A `StableDiffusion_XL` of a few million parameters, trained on 256x256 drawings.
+
+    Attributes:
+        unet: The U-Net model.
+        clip_text_encoder: The text encoder.
+        lda: The image autoencoder.
+    """
+
+    unet: MiniUNet
+    clip_text_encoder: MiniDoubleTextEncoder
+    lda: MiniAutoencoder
+
+    @property
+    def default_time_ids(self) -> Tensor:
+        """The default time IDs to use: those of the pictures that it was trained on, of shape (2, 6) or (1, 6)."""
+        time_ids = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], device=self.device)
+        return time_ids.repeat(2 if self.classifier_free_guidance else 1, 1)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            handle = cast(Any, file)
+            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: the embedded model's weights are not complete") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def _assign(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path} is corrupted: {name} is not finite")
+    try:
+        module.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold this model's weights: {error}") from error
+
+
+def load_mini(device: Device | str = "cpu", dtype: DType = torch.float32, folder: Path | str = WEIGHTS) -> Mini:
+    """Load the embedded model.
+
+    Args:
+        device: The PyTorch device to use.
+        dtype: The PyTorch data type to use.
+        folder: Where its three weight files are.
+
+    Returns:
+        The model, with a DDIM solver of 30 steps.
+
+    Raises:
+        ValueError: If a file is missing, corrupted, or of another model.
+    """
+    folder = Path(folder)
+    unet_path, lda_path, text_path = (
+        folder / f"{name}.safetensors" for name in ("unet", "autoencoder", "text_encoder")
+    )
+    tensors, metadata = _read(text_path)
+    if "vocabulary" not in metadata:
+        raise ValueError(f"{text_path} does not hold this model's weights: it has no vocabulary")
+    # built without memory, then given the files' tensors: nothing is initialized only to be overwritten
+    text_encoder = MiniDoubleTextEncoder(json.loads(metadata["vocabulary"]), device="meta")
+    _assign(text_encoder, tensors, text_path)
+    unet = MiniUNet(device="meta")
+    _assign(unet, _read(unet_path)[0], unet_path)
+    lda = MiniAutoencoder(device="meta")
+    _assign(lda, _read(lda_path)[0], lda_path)
+    return Mini(unet=unet, lda=lda, clip_text_encoder=text_encoder, device=device, dtype=dtype)
+
+
+@cache
+def _metadata(folder: Path) -> dict[str, str]:
+    with safe_open(folder / "text_encoder.safetensors", framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+        return cast(Any, file).metadata() or {}
+
+
+def known_concepts(folder: Path | str = WEIGHTS) -> list[str]:
+    """The names of the concepts that the embedded model was taught to draw."""
+    return json.loads(_metadata(Path(folder))["concepts"])
+
+
+def known_styles(folder: Path | str = WEIGHTS) -> list[str]:
+    """The names of the styles that the embedded model was taught to draw in."""
+    return json.loads(_metadata(Path(folder))["styles"])

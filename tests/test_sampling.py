@@ -1,0 +1,177 @@
+from typing import Any
+
+import pytest
+import torch
+from refiners.foundationals.latent_diffusion import StableDiffusion_1
+from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, LCMSolver, Solver
+from torch import Tensor
+
+from style_aligned import StyleAlignedAdapter
+from style_aligned.denoising import sample_noise
+from style_aligned.mini import Mini
+from style_aligned.sampling import generate, generate_unaligned
+from style_aligned.style import Style
+from tests.oracle import relative_error
+from tests.test_adapter import snapshot
+
+SIZE = (64, 64)
+STEPS = 4
+PROMPTS = ["a dog, neon sign", "a rocket", "a cat, ink", "fox", "dog"]
+
+
+@pytest.fixture
+def model(random_mini: Mini) -> Mini:
+    random_mini.solver = DDIM(num_inference_steps=30)
+    random_mini.classifier_free_guidance = True
+    return random_mini
+
+
+def make_style(model: Any, **options: Any) -> Style:
+    return Style.from_prompt(
+        model, "a fox, neon sign", negative_prompt="ink", num_inference_steps=STEPS, condition_scale=3.0, size=SIZE,
+        options=options,
+    )  # fmt: skip
+
+
+def in_one_batch(model: Any, options: dict[str, Any]) -> Tensor:
+    """The reference and its targets in one batch, in the loop that Refiners' users write."""
+    solver, model.solver = model.solver, model.solver.rebuild(num_inference_steps=STEPS)
+    prompts = ["a fox, neon sign", *PROMPTS]
+    x = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(prompts))])
+    x = model.solver.scale_model_input(x, step=-1)
+    embeddings = model.compute_clip_text_embedding(prompts, ["ink"] * len(prompts))
+    embeddings = embeddings if isinstance(embeddings, tuple) else (embeddings,)
+    halves = 2 if model.classifier_free_guidance else 1
+    embeddings = [embedding if halves == 2 else embedding.chunk(2)[1] for embedding in embeddings]
+    context = dict(zip(("clip_text_embedding", "pooled_text_embedding"), embeddings, strict=False))
+    if len(context) == 2:
+        context["time_ids"] = torch.tensor([[*SIZE, 0, 0, *SIZE]]).repeat(halves * len(prompts), 1)
+    with torch.no_grad(), StyleAlignedAdapter(model.unet, set_size=len(prompts), **options):
+        for step in model.steps:
+            x = model(x, step=step, condition_scale=3.0, **context)
+    model.solver = solver
+    return x
+
+
+def latents(samples: Any) -> Tensor:
+    return torch.cat([sample.latents for sample in samples])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scale": 0.6, "shift": 0.5}, {"share_group_norm": True, "only_self_level": 0.5}, {"share_attention": False}],
+    ids=str,
+)
+def test_generate_equals_one_batch(model: Mini, options: dict[str, Any]) -> None:
+    expected = in_one_batch(model, options)
+    style = make_style(model, **options)
+    assert relative_error(style.latents[-1:], expected[:1]) < 1e-5
+    for batch_size, chunk_size in ((1, 32), (2, 3), (32, 32)):
+        samples = generate(model, style, PROMPTS, batch_size=batch_size, chunk_size=chunk_size)
+        assert relative_error(latents(samples), expected[1:]) < 1e-5
+    unaligned = latents(generate_unaligned(model, style, PROMPTS))
+    assert relative_error(unaligned, expected[1:]) > 1e-3
+
+
+@pytest.mark.parametrize("solver", [Euler(30), DPMSolver(30), DPMSolver(30, last_step_first_order=True)], ids=repr)
+def test_generate_works_with_stateful_solvers(model: Mini, solver: Solver) -> None:
+    model.solver = solver
+    expected = in_one_batch(model, {})
+    assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=2)), expected[1:]) < 1e-4
+
+
+def test_generate_works_without_guidance(model: Mini) -> None:
+    model.classifier_free_guidance = False
+    expected = in_one_batch(model, {})
+    assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=2)), expected[1:]) < 1e-4
+
+
+def test_an_image_does_not_depend_on_its_set(model: Mini) -> None:
+    model.solver = LCMSolver(30)  # adds noise at each step
+    style = make_style(model)
+    together = latents(generate(model, style, PROMPTS, seeds=[5, 6, 7, 8, 9], batch_size=4, chunk_size=4))
+    for index in (0, 4):
+        alone = latents(generate(model, style, [PROMPTS[index]], seeds=[5 + index]))
+        assert relative_error(alone, together[index : index + 1]) < 1e-4
+    reversed_set = latents(generate(model, style, PROMPTS[::-1], seeds=[9, 8, 7, 6, 5]))
+    assert relative_error(reversed_set.flip(0), together) < 1e-4
+
+
+def test_noise_in_place_of_seeds(model: Mini) -> None:
+    style = make_style(model)
+    noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(1, 1 + len(PROMPTS))])
+    expected = latents(generate(model, style, PROMPTS))
+    assert relative_error(latents(generate(model, style, PROMPTS, noise=noise)), expected) < 1e-5
+    assert relative_error(latents(generate(model, style, PROMPTS, noise=noise.flip(0))), expected) > 1e-2
+
+
+def test_samples_come_in_order_and_tell_what_they_are(model: Mini) -> None:
+    steps: list[int] = []
+    samples = list(generate(model, make_style(model), PROMPTS, batch_size=2, chunk_size=4, on_step=steps.append))
+    assert [sample.prompt for sample in samples] == PROMPTS
+    assert [sample.seed for sample in samples] == [1, 2, 3, 4, 5]
+    assert all(sample.image.size == (64, 64) for sample in samples)
+    assert steps == [2, 2] * STEPS + [1] * STEPS
+
+
+def test_the_model_is_left_as_it_was(model: Mini) -> None:
+    style = make_style(model)
+    model.unet.set_context("unet", {"residuals": [0.0] * 10})
+    before = [line[:2] for line in snapshot(model.unet)]
+    samples = generate(model, style, PROMPTS, chunk_size=2)
+    next(samples)
+    assert [line[:2] for line in snapshot(model.unet)] == before  # between images too
+    samples.close()  # pyright: ignore
+    assert [line[:2] for line in snapshot(model.unet)] == before
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(generate(model, style, PROMPTS, on_step=interrupt))
+    assert [line[:2] for line in snapshot(model.unet)] == before
+    assert len(list(generate(model, style, PROMPTS[:1]))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": ["a cat", " "]}, "expected prompts with at least one word, got an empty one at index 1"),
+        ({"seeds": [1]}, "expected a seed for each of 5 prompts, got 1"),
+        ({"noise": torch.zeros(2, 4, 8, 8)}, r"expected noise of shape \(5, 4, 8, 8\), got \(2, 4, 8, 8\)"),
+        ({"batch_size": 0}, "expected batch_size to be at least 1, got 0"),
+        ({"chunk_size": -1}, "expected chunk_size to be at least 1, got -1"),
+    ],
+)
+def test_wrong_arguments(model: Mini, arguments: dict[str, Any], message: str) -> None:
+    style = make_style(model)
+    with pytest.raises(ValueError, match=message):
+        generate(model, style, **{"prompts": PROMPTS, **arguments})  # at once, not at the first image
+
+
+def test_self_attention_guidance_is_refused(model: Mini) -> None:
+    style = make_style(model)
+    model.set_self_attention_guidance(enable=True)
+    with pytest.raises(ValueError, match="expected a model without self-attention guidance"):
+        generate(model, style, PROMPTS)
+    model.set_self_attention_guidance(enable=False)
+
+
+def test_no_prompts_make_no_images(model: Mini) -> None:
+    assert list(generate(model, make_style(model), [])) == []
+
+
+@pytest.mark.slow
+def test_stable_diffusion_1() -> None:
+    from refiners.foundationals.clip.text_encoder import CLIPTextEncoderL
+    from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder
+    from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import SD1UNet
+
+    torch.manual_seed(0)
+    model = StableDiffusion_1(
+        unet=SD1UNet(in_channels=4, dtype=torch.float32),
+        lda=LatentDiffusionAutoencoder(),  # pyright: ignore
+        clip_text_encoder=CLIPTextEncoderL(),
+    )
+    expected = in_one_batch(model, {})
+    assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=3)), expected[1:]) < 1e-4
