@@ -46,9 +46,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
     Example:
         ```py
-        sdxl = StableDiffusion_XL(device="cuda", dtype=torch.float16)
-        style_aligned_adapter = StyleAlignedAdapter(sdxl.unet)
-        style_aligned_adapter.inject()
+        chain = fl.Chain(fl.SelfAttention(embedding_dim=64, num_heads=4))
+        features = torch.randn(6, 16, 64)  # two sets of three images, without guidance
+        plain = chain(features)
+
+        adapter = StyleAlignedAdapter(chain, set_size=3).inject()
+        aligned = chain(features)
+        adapter.eject()
+
+        assert torch.equal(aligned[[0, 3]], plain[[0, 3]])  # the references
+        assert not torch.allclose(aligned[[1, 2, 4, 5]], plain[[1, 2, 4, 5]])  # the targets
         ```
 
     Note:
@@ -227,11 +234,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         Example:
             ```py
+            chain = fl.Chain(fl.SelfAttention(embedding_dim=64, num_heads=4))
+            features = torch.randn(3, 16, 64)
+            adapter = StyleAlignedAdapter(chain, set_size=3).inject()
+            aligned = chain(features)
+
             bank = ReferenceBank()
-            with style_aligned_adapter.record(bank):
-                unet(reference_latents)  # rows: negative, positive
-            with style_aligned_adapter.replay(bank):
-                unet(target_latents)  # rows: all negative ones, all positive ones
+            with adapter.record(bank):
+                chain(features[:1])
+            with adapter.replay(bank):
+                assert torch.allclose(chain(features[2:]), aligned[2:], atol=1e-5)
             ```
         """
         with self._in_mode("record", bank):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from refiners.foundationals.latent_diffusion import SDXLUNet
+from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAdapter as RefinersStyleAlignedAdapter
 from torch import Tensor
 
 from style_aligned import ReferenceBank, StyleAlignedAdapter
@@ -70,6 +71,9 @@ def test_the_full_size_unet(unet: SDXLUNet, x: Tensor) -> None:
         assert relative_error(replayed, aligned[[target, target + 3]]) < 2e-2
 
     adapter.eject()
+    builtin = RefinersStyleAlignedAdapter(unet).inject()
+    assert relative_error(run(unet, x), aligned) < 2e-2
+    builtin.eject()
     assert torch.equal(run(unet, x), plain)
     assert [line[:2] for line in snapshot(unet)] == [line[:2] for line in before]
 

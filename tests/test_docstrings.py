@@ -1,0 +1,35 @@
+"""The examples in docstrings run."""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from refiners.fluxion import layers as fl
+
+import style_aligned
+
+PACKAGE = Path(style_aligned.__file__).parent
+
+
+def examples() -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module) and (docstring := ast.get_docstring(node)):
+                name = f"{path.relative_to(PACKAGE)}:{getattr(node, 'name', '')}"
+                found += [
+                    (name, textwrap.dedent(code)) for code in re.findall(r"```py\n(.*?)```", docstring, re.DOTALL)
+                ]
+    return found
+
+
+@pytest.mark.parametrize(("name", "code"), examples(), ids=[name for name, _ in examples()])
+def test_example(name: str, code: str) -> None:
+    exec(code, {**{name: getattr(style_aligned, name) for name in style_aligned.__all__}, "torch": torch, "fl": fl})
+
+
+def test_there_are_examples() -> None:
+    assert len(examples()) >= 2
