@@ -1,0 +1,51 @@
+"""What is said of a picture: concept and style, sometimes less, in other words now and then."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .concepts import CONCEPTS
+from .styles import STYLES
+
+_concepts = {concept.name: concept for concept in CONCEPTS}
+_styles = {style.name: style for style in STYLES}
+
+
+def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
+    """Say what a picture shows: "a fox, neon sign" six times in ten.
+
+    Args:
+        record: One of the index's records, of which "concept" and "style" are read.
+        rng: Chooses among concept and style in canonical words (60%), in other words (15%), the concept alone (15%),
+            and nothing (10%, for guidance).
+
+    Returns:
+        The caption, in lower case.
+
+    Raises:
+        KeyError: If there is no such concept or style.
+    """
+    phrases = _concepts[record["concept"]].phrases()
+    style = _styles[record["style"]]
+    draw = rng.random()
+    if draw < 0.6:
+        return f"{phrases[0]}, {style.name}"
+    if draw < 0.75:
+        templates = (f"{{}}, {style.name}", *style.paraphrases)
+        # the canonical words are one choice on either side, so both sides are not always unusual at once
+        return templates[int(rng.integers(len(templates)))].format(phrases[int(rng.integers(len(phrases)))])
+    return phrases[0] if draw < 0.9 else ""
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case and without punctuation."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def vocabulary() -> list[str]:
+    """All words that any caption may contain, sorted."""
+    phrases = [phrase for concept in CONCEPTS for phrase in concept.phrases()]
+    templates = [template for style in STYLES for template in (style.name, *style.paraphrases)]
+    return sorted({word for text in (*phrases, *templates) for word in words(text)})
