@@ -129,7 +129,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         with self.setup_adapter(target):
             super().__init__(target)
         check_target(target, share_group_norm=share_group_norm)
-        self._sites: list[Site] = []  # empty unless injected
+        self._is_injected = False
+        self._sites: list[Site] = []
         self._check_input = [fl.Lambda(self.check_input)]
         self._mode: Mode = "batch"
         self._bank: ReferenceBank | None = None
@@ -180,10 +181,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             ValueError: If this adapter is injected already, or if another one shares the layers of the target. Nothing
                 has changed then.
         """
-        if self._sites:
+        if self._is_injected:
             raise ValueError("this StyleAlignedAdapter is injected already: expected eject() before inject()")
         check_target(self.target, share_group_norm=self.share_group_norm)
 
+        self._is_injected = True
         self._sites = self._build_sites()
         for site in self._sites:
             site.inject()
@@ -198,17 +200,18 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         Raises:
             ValueError: If the adapter is not injected. Nothing has changed then.
         """
-        if not self._sites:
+        if not self._is_injected:
             raise ValueError("this StyleAlignedAdapter is not injected: expected inject() before eject()")
         for site in self._sites:
             site.eject()
+        self._is_injected = False
         self._sites = []
         if isinstance(self.target, SD1UNet | SDXLUNet):
             self.target.remove(self._check_input[0])
         super().eject()
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
-        return self if self._sites else self.inject()
+        return self if self._is_injected else self.inject()
 
     def __exit__(
         self,
@@ -364,7 +367,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
     @contextmanager
     def _in_mode(self, mode: Mode, bank: ReferenceBank) -> Iterator[None]:
-        if not self._sites:
+        if not self._is_injected:
             raise ValueError(f"this StyleAlignedAdapter is not injected: expected inject() before {mode}()")
         if self.full_attention_share:
             raise ValueError(

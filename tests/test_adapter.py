@@ -303,6 +303,18 @@ def test_inject_twice() -> None:
     assert snapshot(chain) == injected
 
 
+def test_an_adapter_that_leaves_every_layer_alone() -> None:
+    chain, x = blocks(), features(6, 10, 16)
+    before = run(chain, x)
+    adapter = StyleAlignedAdapter(chain, only_self_level=1.0).inject()
+    assert torch.equal(run(chain, x), before)
+    with pytest.raises(ValueError, match="injected already"):
+        adapter.inject()
+    adapter.eject()
+    with pytest.raises(ValueError, match="not injected"):
+        adapter.eject()
+
+
 @pytest.mark.parametrize("options", [{}, {"full_attention_share": True}, {"share_attention": False}], ids=str)
 def test_a_target_that_another_adapter_shares(options: dict[str, Any]) -> None:
     chain = blocks()
