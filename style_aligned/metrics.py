@@ -1,0 +1,206 @@
+"""How alike the images of a set are in colour, and how sure an average over sets is."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from PIL import Image
+
+DIRECTIONS = 24
+LEVELS = 256
+WHITE = (0.95047, 1.0, 1.08883)  # D65
+
+Floats = NDArray[np.float32]
+
+
+def to_lab(image: Image.Image) -> Float[Floats, "pixels 3"]:
+    """Give the colours of an image's pixels in CIELAB.
+
+    Args:
+        image: An image with sRGB colours, of any mode. Transparency is dropped.
+
+    Returns:
+        Lightness from 0 to 100, a and b, for white at D65.
+    """
+    pixels = np.asarray(image.convert("RGB"), dtype=np.uint8)
+    xyz: Floats = np.reshape(_linear_values()[pixels], (-1, 3)) @ _to_relative_xyz()
+    f: Floats = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29))
+    x, y, z = f[:, 0], f[:, 1], f[:, 2]
+    return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=-1)
+
+
+def palette(image: Image.Image) -> Float[Floats, "directions levels"]:
+    """Summarize the colours of an image: quantiles of its pixels' colours along fixed directions of CIELAB.
+
+    Args:
+        image: The image.
+
+    Returns:
+        For each of 24 directions, spread evenly over half of a sphere, 256 quantiles.
+    """
+    lab: Floats = to_lab(image)
+    if len(lab) == 0:
+        raise ValueError(f"expected an image with pixels, got one of size {image.size[0]}x{image.size[1]}")
+    projections: Floats = np.sort(_directions() @ np.transpose(lab), axis=-1)
+    ranks = ((np.arange(LEVELS) + 0.5) / LEVELS * len(lab)).astype(np.int64)
+    return projections[:, ranks]
+
+
+def palette_distance(image_a: Image.Image, image_b: Image.Image) -> float:
+    """Tell how far apart the colours of two images are, wherever in the images they stand.
+
+    It is the sliced 1-Wasserstein distance between the distributions of the pixels' colours in CIELAB: along each of
+    24 fixed directions, the mean absolute difference between the quantiles (256 of them) of the two images, which is
+    what it takes on average to turn the colours of one into those of the other; then the mean over the directions,
+    times two, so that two plain images are as far apart as their colours are in CIELAB (to within 4%). See
+    [[arXiv:1902.00434] Generalized Sliced Wasserstein Distances](https://arxiv.org/abs/1902.00434). No network is
+    involved, and neither shape nor texture.
+
+    Args:
+        image_a: An image.
+        image_b: Another one. It may have another size.
+
+    Returns:
+        The distance in units of CIELAB, where 2.3 is just noticeable and black and white are 100 apart. It is 0 for
+        equal images, symmetric, and the same wherever pixels are moved.
+    """
+    return _distance(palette(image_a), palette(image_b))
+
+
+def set_palette_distance(images: Sequence[Image.Image]) -> float:
+    """Give the mean palette distance over all pairs of images of a set.
+
+    Args:
+        images: The images, at least two.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"expected a set of at least two images, got {len(images)}")
+    palettes = [palette(image) for image in images]
+    return float(np.mean([_distance(a, b) for a, b in combinations(palettes, 2)]))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its confidence interval.
+
+    Attributes:
+        value: The estimate.
+        low: The lower end of the interval.
+        high: The upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> Interval:
+    """Estimate a mean over sets, with a percentile bootstrap interval: sets are drawn anew, with replacement.
+
+    Args:
+        values: A number for each set.
+        confidence: How often the interval is to hold the truth.
+        resamples: How many times to draw anew.
+        seed: The seed of the draws.
+
+    Raises:
+        ValueError: If there are no values, one is not finite, or the confidence is not between 0 and 1.
+    """
+    array = _check_values(values)
+    means = array[_draw(len(array), resamples, seed)].mean(axis=-1)
+    return _interval(float(array.mean()), means, confidence)
+
+
+def bootstrap_ratio(
+    values: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Estimate the ratio of two means over the same sets: both are drawn anew together, as they belong together.
+
+    Args:
+        values: A number for each set.
+        baseline: What to compare with, for the same sets in the same order.
+        confidence: How often the interval is to hold the truth.
+        resamples: How many times to draw anew.
+        seed: The seed of the draws.
+
+    Raises:
+        ValueError: As for `bootstrap_mean`, if the numbers of values differ, or if the baseline is not positive.
+    """
+    array, base = _check_values(values), _check_values(baseline)
+    if len(array) != len(base):
+        raise ValueError(f"expected as many values as in the baseline, got {len(array)} and {len(base)}")
+    if not (base > 0).all():
+        raise ValueError(f"expected a positive baseline, got {base.min():g}")
+    draws = _draw(len(array), resamples, seed)
+    ratios = array[draws].mean(axis=-1) / base[draws].mean(axis=-1)
+    return _interval(float(array.mean() / base.mean()), ratios, confidence)
+
+
+def _distance(a: Floats, b: Floats) -> float:
+    return 2 * float(np.abs(a - b).mean(dtype=np.float64))
+
+
+@cache
+def _linear_values() -> Floats:
+    """The intensity that each of the 256 values of sRGB stands for."""
+    value = np.arange(256) / 255
+    return np.where(value > 0.04045, ((value + 0.055) / 1.055) ** 2.4, value / 12.92).astype(np.float32)
+
+
+@cache
+def _to_relative_xyz() -> Floats:
+    """From linear sRGB (rows) to CIE XYZ in units of the white point (columns)."""
+    matrix: NDArray[np.float64] = np.array(
+        (
+            (0.4124564, 0.3575761, 0.1804375),
+            (0.2126729, 0.7151522, 0.0721750),
+            (0.0193339, 0.1191920, 0.9503041),
+        )
+    )
+    return np.transpose(matrix / np.array(WHITE)[:, None]).astype(np.float32)
+
+
+@cache
+def _directions() -> Floats:
+    """Unit vectors on a spiral over half of a sphere; the other half would say the same again."""
+    height = (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS
+    angle = np.arange(DIRECTIONS) * math.pi * (3 - math.sqrt(5))
+    radius = np.sqrt(1 - height**2)
+    return np.stack((radius * np.cos(angle), radius * np.sin(angle), height), axis=-1).astype(np.float32)
+
+
+def _check_values(values: Sequence[float]) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"expected one value for each set, got values of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("expected finite values, got others among them")
+    return array
+
+
+def _draw(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    if resamples < 1:
+        raise ValueError(f"expected resamples to be at least 1, got {resamples}")
+    return np.random.default_rng(seed).integers(count, size=(resamples, count))
+
+
+def _interval(value: float, estimates: NDArray[np.float64], confidence: float) -> Interval:
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
+    low, high = np.quantile(estimates, ((1 - confidence) / 2, (1 + confidence) / 2))
+    return Interval(value=value, low=float(low), high=float(high))
