@@ -1,0 +1,108 @@
+"""Evaluate the embedded model, and write the page and the plot of it: `python -m scripts.evaluate`."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from style_aligned.evaluation import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
+from style_aligned.judge import load_judge, read_judge_file
+from style_aligned.mini import load_mini
+from style_aligned.report import to_markdown, to_plot
+
+
+class Sheets:
+    """Keeps the images of sets as they come, a sheet for each variant and setting: a row for each set.
+
+    Args:
+        folder: Where to write the sheets.
+        side: The side of an image on them, in pixels.
+    """
+
+    def __init__(self, folder: Path, side: int = 128) -> None:
+        self.folder = folder
+        self.side = side
+        self.rows: dict[str, list[Image.Image]] = {}
+
+    def add(self, setting: Setting, variant: Variant, prompts: SetOfPrompts, images: list[Image.Image]) -> None:
+        """Add the images of a set."""
+        row = Image.new("RGB", (self.side * len(images), self.side))
+        for index, image in enumerate(images):
+            row.paste(image.resize((self.side, self.side)), (self.side * index, 0))
+        name = f"{setting.name} {variant.name}".replace(" ", "-").replace("/", "-of-")
+        self.rows.setdefault(name, []).append(row)
+
+    def write(self) -> None:
+        """Write the sheets."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in self.rows.items():
+            sheet = Image.new("RGB", (rows[0].width, self.side * len(rows)))
+            for index, row in enumerate(rows):
+                sheet.paste(row, (0, self.side * index))
+            sheet.save(self.folder / f"{name}.png")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the page and the plot")
+    parser.add_argument("--sheets", type=Path, help="folder for sheets of all images (default: none)")
+    parser.add_argument("--json", type=Path, help="file for the plain numbers (default: none)")
+    parser.add_argument("--weights", type=Path, help="folder of the model's weights (default: the package's)")
+    parser.add_argument("--judge", type=Path, help="the judge's weights (default: the package's)")
+    parser.add_argument("--sets", type=int, default=50)
+    parser.add_argument("--set-size", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--variant", action="append", choices=[variant.name for variant in VARIANTS], help="repeatable")
+    parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    model = load_mini(device=options.device, **({} if options.weights is None else {"folder": options.weights}))
+    path = {} if options.judge is None else {"path": options.judge}
+    judge = load_judge(device=options.device, **path)
+    sheets = None if options.sheets is None else Sheets(options.sheets)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    start = time.perf_counter()
+    with Progress(*columns) as progress:
+        task = progress.add_task("evaluating")
+        results = evaluate(
+            model,
+            sets=options.sets,
+            set_size=options.set_size,
+            seed=options.seed,
+            steps=options.steps,
+            guidance=options.guidance,
+            variants=[v for v in VARIANTS if options.variant is None or v.name in options.variant],
+            settings=[s for s in SETTINGS if options.setting is None or s.name in options.setting],
+            judge=judge,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            on_set=None if sheets is None else sheets.add,
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    command = " ".join(("python -m scripts.evaluate", *sys.argv[1:]))
+    parameters = sum(parameter.numel() for parameter in judge.parameters())
+    page = to_markdown(results, judge=read_judge_file(**path)[1], parameters=parameters, command=command)
+    (options.output / "evaluation.md").write_text(page, encoding="utf-8")
+    to_plot(results).save(options.output / "evaluation.png", optimize=True)
+    if sheets is not None:
+        sheets.write()
+    if options.json is not None:
+        options.json.write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
+    print(page)
+    print(f"{time.perf_counter() - start:.0f} s; wrote {options.output / 'evaluation.md'} and evaluation.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""The results of an evaluation as a page and as a plot."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from style_aligned.evaluation import SETTINGS, Results, Row, Setting
+from style_aligned.metrics import Interval
+
+INK, PALE, GRID = "#1d2430", "#6b7480", "#dfe3e8"
+ALIGNED, ABLATED, PLAIN = "#0a7d5a", "#4a78c8", "#c2571a"
+
+INTRODUCTION = """\
+# Evaluation on the embedded model
+
+Do the images of a set share a style, and does each show what its prompt says? These two questions the paper
+([arXiv 2312.02133](https://arxiv.org/abs/2312.02133)) asks of SDXL, with DINO and CLIP; here they are asked of the
+model that this package carries, with a judge of its own. Every line is from the same {sets} sets of {set_size} images
+(a reference and {targets} targets): the same concepts, the styles in turn, the same noise; {steps} steps, guidance
+{guidance:g}, seed {seed}. Nothing was picked.
+
+- **style**: the fraction of targets that the judge finds in the style that the reference's prompt names;
+- **concept**: the fraction of targets whose concept is the judge's first guess out of {concepts};
+- **palette distance**: how far apart the colours of a set's images are, as the mean over its pairs, in units of CIELAB
+  (`style_aligned.metrics.palette_distance`: plain colour statistics, no network); **ratio**: against unaligned.
+
+In brackets are 95% intervals, by drawing the sets anew 10,000 times. They speak of other sets of this model, not of
+other models.
+"""
+
+JUDGE = """\
+## The judge
+
+A network of {parameters:.2f} million parameters over 64x64 pixels, trained on drawings alone and never on a generated
+image (`python -m scripts.train_judge --data DATA`). On drawings that it was not trained on:
+
+| drawings | number | style | concept, first guess out of {concepts} |
+|---|---|---|---|
+"""
+
+DRAWINGS = {
+    "held_out_cell": "a concept in a style in which it was never shown",
+    "held_out_foundry": "a concept as a foundry drew it whose drawings of it were never shown",
+    "held_out": "both",
+    "reconstructed": "both, as the embedded model's autoencoder gives them back",
+}
+
+
+def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, command: str) -> str:
+    """Write the results as a page in Markdown.
+
+    Args:
+        results: The results.
+        judge: What the judge's file says of it, from [`read_judge_file`][style_aligned.judge.read_judge_file].
+        parameters: The number of its parameters.
+        command: The command that made the page.
+    """
+    concepts = len(judge["concepts"])
+    settings = {key: getattr(results, key) for key in ("sets", "set_size", "seed", "steps", "guidance")}
+    parts = [INTRODUCTION.format(**settings, targets=results.set_size - 1, concepts=concepts)]
+    parts.append(f"Made by `{command}`.\n")
+    parts.append("![The same as a plot](evaluation.png)\n")
+    for setting in _settings(results):
+        lines = [
+            f"## {setting.name.capitalize()}\n",
+            f"{setting.description.capitalize()}.\n",
+            "| | style | concept | palette distance | ratio |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_line(row) for row in results.rows if row.setting == setting.name]
+        parts.append("\n".join(lines) + "\n")
+    lines = [
+        f"| {DRAWINGS[name]} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |"
+        for name, score in judge["accuracy"].items()
+        if name in DRAWINGS
+    ]
+    parts.append(JUDGE.format(parameters=parameters / 1e6, concepts=concepts) + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def to_plot(results: Results, scale: int = 2) -> Image.Image:
+    """Draw the results: a row for each variant, a dot for each estimate, a bar for its interval.
+
+    Args:
+        results: The results.
+        scale: The number of pixels to a unit of length. The plot is 1000 units wide.
+    """
+    settings = _settings(results)
+    counts = [sum(row.setting == setting.name for row in results.rows) for setting in settings]
+    height = sum(_panel_height(count) for count in counts) + 16
+    image = Image.new("RGB", (1000 * scale, height * scale), "white")
+    pen = _Pen(image, scale)
+    top = 8.0
+    for setting, count in zip(settings, counts, strict=True):
+        _draw_setting(pen, setting, [row for row in results.rows if row.setting == setting.name], top)
+        top += _panel_height(count)
+    return image
+
+
+def _settings(results: Results) -> list[Setting]:
+    """The settings that results are of, in their order."""
+    known = {setting.name: setting for setting in SETTINGS}
+    names = dict.fromkeys(row.setting for row in results.rows)
+    return [known.get(name, Setting(name, name, targets_have_style=True)) for name in names]
+
+
+def _line(row: Row) -> str:
+    ratio = "" if row.palette_ratio is None else _show(row.palette_ratio, ".2f")
+    name = f"**{row.variant}**" if row.variant == "aligned" else row.variant
+    distance = _show(row.palette_distance, ".1f")
+    return f"| {name} | {_show(row.style, '.0%')} | {_show(row.concept, '.0%')} | {distance} | {ratio} |"
+
+
+def _show(interval: Interval, form: str) -> str:
+    if interval.low == interval.high == interval.value:
+        return f"{interval.value:{form}}"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+class _Pen:
+    """Draws in units of length rather than in pixels."""
+
+    def __init__(self, image: Image.Image, scale: int) -> None:
+        self.draw = ImageDraw.Draw(image)
+        self.scale = scale
+
+    def line(self, x0: float, y0: float, x1: float, y1: float, color: str, width: float = 1) -> None:
+        points = [value * self.scale for value in (x0, y0, x1, y1)]
+        self.draw.line(points, fill=color, width=max(1, round(width * self.scale)))
+
+    def dot(self, x: float, y: float, color: str, radius: float = 4.5) -> None:
+        self.draw.ellipse(
+            [value * self.scale for value in (x - radius, y - radius, x + radius, y + radius)], fill=color
+        )
+
+    def text(self, x: float, y: float, text: str, *, size: float = 14, color: str = INK, anchor: str = "lm") -> None:
+        font = ImageFont.load_default(size * self.scale)
+        self.draw.text((x * self.scale, y * self.scale), text, fill=color, font=font, anchor=anchor)
+
+
+def _panel_height(rows: int) -> int:
+    return 100 + 26 * rows
+
+
+def _draw_setting(pen: _Pen, setting: Setting, rows: Sequence[Row], top: float) -> None:
+    pen.text(20, top + 20, setting.name.capitalize(), size=19)
+    pen.text(20, top + 42, setting.description, size=13, color=PALE)
+    first, last = top + 86, top + 86 + 26 * (len(rows) - 1)
+    columns = [
+        ("style of the reference's prompt", [row.style for row in rows], 1.0, ".0%"),
+        ("concept of the prompt", [row.concept for row in rows], 1.0, ".0%"),
+    ]
+    ratios = [row.palette_ratio for row in rows if row.palette_ratio is not None]
+    if len(ratios) == len(rows):
+        columns.append(("palette distance / unaligned", ratios, max(1.25, *(ratio.high for ratio in ratios)), ".2f"))
+    else:
+        distances = [row.palette_distance for row in rows]
+        columns.append(("palette distance", distances, max(distance.high for distance in distances), ".1f"))
+
+    for index, row in enumerate(rows):
+        pen.text(240, first + 26 * index, row.variant, color=_color(row), anchor="rm")
+    for column, (name, intervals, maximum, form) in enumerate(columns):
+        left, width = 262 + 246 * column, 180
+        pen.text(left, top + 64, name, size=13, color=PALE)
+        for tick in range(5):
+            x = left + width * tick / 4
+            pen.line(x, first - 12, x, last + 12, GRID)
+        for index, (row, interval) in enumerate(zip(rows, intervals, strict=True)):
+            y = first + 26 * index
+            start, middle, end = (
+                left + width * value / maximum for value in (interval.low, interval.value, interval.high)
+            )
+            pen.line(start, y, end, y, _color(row), width=2.5)
+            pen.dot(middle, y, _color(row))
+            pen.text(left + width + 12, y, f"{interval.value:{form}}", size=13, color=_color(row))
+
+
+def _color(row: Row) -> str:
+    return {"unaligned": PLAIN, "aligned": ALIGNED}.get(row.variant, ABLATED)
