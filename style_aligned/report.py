@@ -1,5 +1,6 @@
 """The results of an evaluation as a page and as a plot."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from style_aligned.evaluation import SETTINGS, Results, Row, Setting
 from style_aligned.metrics import Interval
+
+Length = int | float
 
 INK, PALE, GRID = "#1d2430", "#6b7480", "#dfe3e8"
 ALIGNED, ABLATED, PLAIN = "#0a7d5a", "#4a78c8", "#c2571a"
@@ -91,7 +94,7 @@ def to_plot(results: Results, scale: int = 2) -> Image.Image:
     height = sum(_panel_height(count) for count in counts) + 16
     image = Image.new("RGB", (1000 * scale, height * scale), "white")
     pen = _Pen(image, scale)
-    top = 8.0
+    top = 8
     for setting, count in zip(settings, counts, strict=True):
         _draw_setting(pen, setting, [row for row in results.rows if row.setting == setting.name], top)
         top += _panel_height(count)
@@ -125,52 +128,53 @@ class _Pen:
         self.draw = ImageDraw.Draw(image)
         self.scale = scale
 
-    def line(self, x0: float, y0: float, x1: float, y1: float, color: str, width: float = 1) -> None:
+    def line(self, x0: Length, y0: Length, x1: Length, y1: Length, color: str, width: Length = 1) -> None:
         points = [value * self.scale for value in (x0, y0, x1, y1)]
         self.draw.line(points, fill=color, width=max(1, round(width * self.scale)))
 
-    def dot(self, x: float, y: float, color: str, radius: float = 4.5) -> None:
+    def dot(self, x: Length, y: Length, color: str, radius: Length = 4.5) -> None:
         self.draw.ellipse(
             [value * self.scale for value in (x - radius, y - radius, x + radius, y + radius)], fill=color
         )
 
-    def text(self, x: float, y: float, text: str, *, size: float = 14, color: str = INK, anchor: str = "lm") -> None:
+    def text(self, x: Length, y: Length, text: str, *, size: int = 14, color: str = INK, anchor: str = "lm") -> None:
         font = ImageFont.load_default(size * self.scale)
         self.draw.text((x * self.scale, y * self.scale), text, fill=color, font=font, anchor=anchor)
 
 
 def _panel_height(rows: int) -> int:
-    return 100 + 26 * rows
+    return 108 + 26 * rows
 
 
-def _draw_setting(pen: _Pen, setting: Setting, rows: Sequence[Row], top: float) -> None:
+def _draw_setting(pen: _Pen, setting: Setting, rows: Sequence[Row], top: Length) -> None:
     pen.text(20, top + 20, setting.name.capitalize(), size=19)
     pen.text(20, top + 42, setting.description, size=13, color=PALE)
     first, last = top + 86, top + 86 + 26 * (len(rows) - 1)
     columns = [
-        ("style of the reference's prompt", [row.style for row in rows], 1.0, ".0%"),
-        ("concept of the prompt", [row.concept for row in rows], 1.0, ".0%"),
+        ("style of the reference's prompt", [row.style for row in rows], 0.25, 1.0, ".0%"),
+        ("concept of the prompt", [row.concept for row in rows], 0.25, 1.0, ".0%"),
     ]
     ratios = [row.palette_ratio for row in rows if row.palette_ratio is not None]
     if len(ratios) == len(rows):
-        columns.append(("palette distance / unaligned", ratios, max(1.25, *(ratio.high for ratio in ratios)), ".2f"))
+        columns.append(("palette distance / unaligned", ratios, 0.25, 1.0, ".2f"))
     else:
-        distances = [row.palette_distance for row in rows]
-        columns.append(("palette distance", distances, max(distance.high for distance in distances), ".1f"))
+        columns.append(("palette distance", [row.palette_distance for row in rows], 10.0, 40.0, ".1f"))
 
     for index, row in enumerate(rows):
         pen.text(240, first + 26 * index, row.variant, color=_color(row), anchor="rm")
-    for column, (name, intervals, maximum, form) in enumerate(columns):
+    for column, (name, intervals, tick, maximum, form) in enumerate(columns):
         left, width = 262 + 246 * column, 180
         pen.text(left, top + 64, name, size=13, color=PALE)
-        for tick in range(5):
-            x = left + width * tick / 4
+        ticks = math.ceil(max(maximum, *(interval.high for interval in intervals)) / tick)
+        for number in range(ticks + 1):
+            x = left + width * number / ticks
             pen.line(x, first - 12, x, last + 12, GRID)
+            if number % 2 == 0:
+                pen.text(x, last + 22, f"{number * tick:{form}}", size=11, color=PALE, anchor="mm")
         for index, (row, interval) in enumerate(zip(rows, intervals, strict=True)):
             y = first + 26 * index
-            start, middle, end = (
-                left + width * value / maximum for value in (interval.low, interval.value, interval.high)
-            )
+            ends = (interval.low, interval.value, interval.high)
+            start, middle, end = (left + width * value / (ticks * tick) for value in ends)
             pen.line(start, y, end, y, _color(row), width=2.5)
             pen.dot(middle, y, _color(row))
             pen.text(left + width + 12, y, f"{interval.value:{form}}", size=13, color=_color(row))
