@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from style_aligned.evaluation import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
+from style_aligned.evaluation import FURTHER_VARIANTS, SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
 from style_aligned.judge import load_judge, read_judge_file
 from style_aligned.mini import load_mini
 from style_aligned.report import to_markdown, to_plot
+
+ALL_VARIANTS = (*VARIANTS, *FURTHER_VARIANTS)
 
 
 class Sheets:
@@ -59,8 +61,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=5.0)
-    parser.add_argument("--variant", action="append", choices=[variant.name for variant in VARIANTS], help="repeatable")
+    names = [variant.name for variant in ALL_VARIANTS]
+    parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: those of the paper)")
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")
+    parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args(arguments)
@@ -84,9 +88,10 @@ def main() -> None:
             seed=options.seed,
             steps=options.steps,
             guidance=options.guidance,
-            variants=[v for v in VARIANTS if options.variant is None or v.name in options.variant],
+            variants=VARIANTS if options.variant is None else [v for v in ALL_VARIANTS if v.name in options.variant],
             settings=[s for s in SETTINGS if options.setting is None or s.name in options.setting],
             judge=judge,
+            autocast=options.bfloat16,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             on_set=None if sheets is None else sheets.add,
         )

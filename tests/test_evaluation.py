@@ -11,6 +11,7 @@ from refiners.fluxion.utils import save_to_safetensors
 from torch.nn.functional import avg_pool2d
 
 from style_aligned.evaluation import (
+    FURTHER_VARIANTS,
     SETTINGS,
     UNALIGNED,
     VARIANTS,
@@ -183,13 +184,24 @@ def test_images_are_those_of_generate(model: Mini, setting: Setting) -> None:
 def test_variants_differ_in_their_targets_alone(model: Mini) -> None:
     sets = draw_prompts(CONCEPTS, STYLES, sets=1, set_size=2, seed=0)
     images = {
-        variant.name: draw_images(model, sets, SAME_STYLE, variant, steps=2, guidance=4.0)[0] for variant in VARIANTS
+        variant.name: draw_images(model, sets, SAME_STYLE, variant, steps=2, guidance=4.0)[0]
+        for variant in (*VARIANTS, *FURTHER_VARIANTS)
     }
     targets = [image[1].tobytes() for image in images.values()]
-    assert len(set(targets)) == len(VARIANTS)
+    assert len(set(targets)) == len(VARIANTS) + len(FURTHER_VARIANTS)
     for name, (reference, _) in images.items():
         difference = np.abs(np.asarray(reference).astype(int) - np.asarray(images["unaligned"][0])).max()
         assert (difference > 1) == (name == "full attention sharing")
+
+
+def test_low_precision_gives_nearly_the_same(model: Mini) -> None:
+    sets = draw_prompts(CONCEPTS, STYLES, sets=1, set_size=2, seed=0)
+    exact, quick = (
+        np.array(draw_images(model, sets, SAME_STYLE, ALIGNED, steps=2, guidance=4.0, autocast=autocast)[0], dtype=int)
+        for autocast in (False, True)
+    )
+    difference = np.abs(exact - quick)
+    assert 0 < difference.mean() < 2
 
 
 def test_evaluation_compares_variants_on_the_same_sets(model: Mini, judge: Judge) -> None:
