@@ -5,6 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -138,6 +139,7 @@ def difference(texts: Mapping[str, str], expected: Mapping[str, str]) -> str | N
     return None
 
 
+@cache
 def versions() -> dict[str, str]:
     """Give the versions of what the pixels depend on."""
     found: dict[str, str] = {}

@@ -6,7 +6,7 @@ from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -145,7 +145,7 @@ def fit_cell(size: tuple[int, int], longest: int = 256) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def shorten(text: str, *, size: int, width: float, lines: int = 1) -> list[str]:
+def shorten(text: str, *, size: int, width: float | int, lines: int = 1) -> list[str]:
     """Break a text into lines that fit, and cut it off with an ellipsis if there is more of it.
 
     Args:
@@ -166,7 +166,7 @@ def shorten(text: str, *, size: int, width: float, lines: int = 1) -> list[str]:
     return [_cut(line, size=size, width=width) for line in broken]
 
 
-def _cut(line: str, *, size: int, width: float) -> str:
+def _cut(line: str, *, size: int, width: float | int) -> str:
     if _text_width(line, size) <= width:
         return line
     line = line.removesuffix("…")
@@ -203,7 +203,10 @@ def _draw_cell(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, position: tuple[int, int], layout: Layout
 ) -> None:
     left, top = position
-    image = ImageOps.contain(_open(cell.image), layout.cell, Image.Resampling.LANCZOS)
+    image = _open(cell.image)
+    factor = min(layout.cell[0] / image.width, layout.cell[1] / image.height)
+    fitted = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    image = image.resize(fitted, Image.Resampling.LANCZOS)
     left += (layout.cell[0] - image.width) // 2
     sheet.paste(image, (left, top), _rounded(image.size, layout.radius))
     if cell.is_reference:

@@ -68,7 +68,7 @@ Shift = Annotated[
 ]
 
 
-def _show_version(is_asked: bool) -> None:
+def _show_version(is_asked: bool) -> bool:
     if is_asked:
         try:
             number = version("style-aligned")
@@ -76,6 +76,7 @@ def _show_version(is_asked: bool) -> None:
             number = "(run from its sources)"
         typer.echo(f"style-aligned {number}")
         raise typer.Exit
+    return is_asked
 
 
 @app.callback()

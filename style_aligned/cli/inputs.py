@@ -110,7 +110,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
-def check_number(name: str, value: float | None, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+def check_number(
+    name: str, value: float | int | None, minimum: float | int = -math.inf, maximum: float | int = math.inf
+) -> None:
     """Check that a number is finite and in its range, if it is given: typer lets NaN pass any range."""
     if value is not None and not (math.isfinite(value) and minimum <= value <= maximum):
         bounds = f" of at least {minimum:.12g}" if math.isfinite(minimum) else ""
