@@ -49,7 +49,7 @@ def draw_demo(
     rows: Sequence[Row] = ROWS,
     *,
     seed: int = 0,
-    steps: int = 30,
+    steps: int = 20,
     guidance: float = 5.0,
     on_step: Callable[[int], None] | None = None,
     on_image: Callable[[], None] | None = None,

@@ -34,8 +34,11 @@ def loads(random_mini: Mini, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
         asked.append((name, device, dtype))
         return random_mini
 
+    def palette_distance(images: list[Image.Image]) -> float:
+        return float(len(images))
+
     monkeypatch.setattr(library, "load_model", load_model)
-    monkeypatch.setattr(library, "palette_distance", lambda images: float(len(images)))
+    monkeypatch.setattr(library, "palette_distance", palette_distance)
     return asked
 
 
@@ -177,7 +180,11 @@ def test_output_in_the_way(run: Run, loads: list[Any], tmp_path: Path, monkeypat
     assert_error(run(*make, tmp_path), "expected --output to be a file, got the folder")
     assert_error(run(*make, file), "exists already: --force replaces it")
     assert_error(run("demo", "--output", tmp_path), "expected --output to be a file, got the folder")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+
+    def no_access(path: Path, mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", no_access)
     assert_error(run(*generate, tmp_path / "new"), "to be writable")
     assert loads == []
     assert file.read_bytes() == b""
@@ -316,37 +323,72 @@ def test_style_files_make_a_grid(run: Run, tmp_path: Path) -> None:
     assert (alone / "001-a-rocket.png").read_bytes() == (grid / "001-dog" / "001-a-rocket.png").read_bytes()
 
 
-def test_a_kill_changes_nothing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(f'{{"prompt": "a cat {number}"}}\n' for number in range(5)))
-    command = ["generate", *FOX, "--prompts", prompts, "--compare", "--batch-size", "2", "--output"]
+def prompts_file(folder: Path) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(f'{{"prompt": "a cat {number}"}}\n' for number in range(5)))
+    return path
+
+
+def test_an_interruption_changes_nothing(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompts", prompts_file(tmp_path), "--compare", "--batch-size", "2", "--output"]
     assert run(*command, tmp_path / "whole")[0] == 0
 
-    original = os.replace
     for survivors in (2, 5, 9):
         count = 0
 
-        def replace(path: Path, target: Path, survivors: int = survivors) -> Path:
+        def replace(path: Path, target: Path, survivors: int = survivors) -> None:
             nonlocal count
             count += 1
             if count > survivors:
                 raise KeyboardInterrupt
-            original(path, target)
-            return Path(target)
+            path.rename(target)
 
-        folder = tmp_path / f"killed-{survivors}"
-        monkeypatch.setattr(Path, "replace", replace)
-        code, output, error = run(*command, folder)
+        folder = tmp_path / f"interrupted-{survivors}"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            code, output, error = run(*command, folder)
         assert (code, output) == (130, "")
-        assert "interrupted: what was finished is kept" in error
+        assert error.splitlines()[-1].startswith("style-aligned: interrupted: what was finished is kept")
         kept = contents(folder)
         assert len(kept) == survivors
-        monkeypatch.setattr(Path, "replace", lambda path, target: (original(path, target), Path(target))[1])
         stamps = {name: (folder / name).stat().st_mtime_ns for name in kept}
-        code, output, _ = run(*command, folder)
-        assert code == 0
+        assert run(*command, folder)[0] == 0
         assert contents(folder) == contents(tmp_path / "whole")
         assert stamps == {name: (folder / name).stat().st_mtime_ns for name in kept}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from style_aligned.cli import library, main
+from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+
+torch.manual_seed(0)
+words = sys.argv.pop(1).split()
+model = Mini(unet=MiniUNet(), lda=MiniAutoencoder(), clip_text_encoder=MiniDoubleTextEncoder(words))
+library.load_model = lambda name, device, dtype: model
+replace = Path.replace
+def replace_or_die(path, target):
+    if Path(target).name.startswith("003"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(path, target)
+Path.replace = replace_or_die
+sys.exit(main())
+"""
+
+
+def test_a_kill_changes_nothing(run: Run, random_mini: Mini, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompts", str(prompts_file(tmp_path)), "--batch-size", "2", "--output"]
+    assert run(*command, tmp_path / "whole")[0] == 0
+    words = " ".join(random_mini.clip_text_encoder.tokenizer.vocabulary)
+    folder = tmp_path / "killed"
+    arguments = [sys.executable, "-c", KILLED, words, *command, str(folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert {"000-a-cat-0.png", "002-a-cat-2.png", "003-a-cat-3.png.part"} < set(contents(folder))
+    assert run(*command, folder)[0] == 0
+    assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,6 +548,17 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert str(picture) in output
     assert "style-aligned generate" in output
     assert read_image(picture).size == (8, 8)
+
+
+def test_the_picture_of_the_demo(random_mini: Mini) -> None:
+    from style_aligned.demo import Row, count_images, draw_demo
+
+    rows = [Row("ink", ("a cat", "a dog"), seed=1), Row("neon sign", ("a fox", "a rocket"), seed=2)]
+    steps: list[int] = []
+    images: list[None] = []
+    picture = draw_demo(random_mini, rows, steps=1, on_step=steps.append, on_image=lambda: images.append(None))
+    assert count_images(rows) == sum(steps) == len(images) == 6
+    assert picture.width > picture.height
 
 
 def test_the_library_is_quiet(run: Run, tmp_path: Path) -> None:

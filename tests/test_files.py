@@ -1,6 +1,6 @@
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def image() -> Image.Image:
 
 
 @contextmanager
-def full_disk(limit: int) -> Iterator[None]:
+def full_disk(limit: int) -> Generator[None, None, None]:
     """Let the system refuse to let any file grow beyond a number of bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
