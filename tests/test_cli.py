@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -559,6 +560,60 @@ def test_the_picture_of_the_demo(random_mini: Mini) -> None:
     picture = draw_demo(random_mini, rows, steps=1, on_step=steps.append, on_image=lambda: images.append(None))
     assert count_images(rows) == sum(steps) == len(images) == 6
     assert picture.width > picture.height
+
+
+def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def convert_checkpoint(source: str, target: Path, *, half: bool, dry_run: bool) -> str:
+        asked.append((source, target, half, dry_run))
+        if source == "bad.ckpt":
+            raise ValueError("bad.ckpt: a pickle,\nwhich could run anything")
+        return "converted"
+
+    module = ModuleType("style_aligned.checkpoints")
+    vars(module)["convert_checkpoint"] = convert_checkpoint
+    monkeypatch.setitem(sys.modules, "style_aligned.checkpoints", module)
+    assert run("convert", "--from", "model", "--to", tmp_path / "new", "--half", "--dry-run") == (0, "converted\n", "")
+    assert run("convert", "--from", "model", "--to", tmp_path / "new")[0] == 0
+    assert asked == [("model", tmp_path / "new", True, True), ("model", tmp_path / "new", False, False)]
+    assert_error(run("convert", "--from", "bad.ckpt", "--to", tmp_path), "a pickle, which could run anything")
+    assert_error(run("convert", "--from", "model"), "Missing option '--to'")
+
+
+def test_evaluate(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    number = SimpleNamespace(value=0.5)
+    row = SimpleNamespace(
+        setting="same style", variant="aligned", style=number, concept=number, palette_distance=number
+    )
+    asked: dict[str, Any] = {}
+
+    def evaluate(model: Mini, *, on_progress: Callable[[int, int], None], **options: Any) -> SimpleNamespace:
+        asked.update(options)
+        on_progress(1, 2)
+        return SimpleNamespace(rows=[row], to_dict=lambda: {"sets": options["sets"]})
+
+    module = ModuleType("style_aligned.evaluation")
+    vars(module)["evaluate"] = evaluate
+    monkeypatch.setitem(sys.modules, "style_aligned.evaluation", module)
+    code, output, error = run("evaluate", "--sets", "3", "--steps", "2", "--output", tmp_path / "results.json")
+    assert (code, error) == (0, "")
+    assert output.splitlines()[1].split() == ["same", "style", "aligned", "50.0%", "50.0%", "0.5"]
+    assert asked == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 5.0, "batch_size": 20}
+    assert json.loads((tmp_path / "results.json").read_text()) == {"sets": 3}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_a_device_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = ModuleType("style_aligned.checkpoints")
+    vars(module)["load_model"] = None
+    monkeypatch.setitem(sys.modules, "style_aligned.checkpoints", module)
+    out = tmp_path / "out"
+    assert main(["generate", *FOX, "--prompt", "a cat", "--device", "cuda", "--output", str(out)]) == 2
+    assert "expected a device that is there, got 'cuda'" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_the_library_is_quiet(run: Run, tmp_path: Path) -> None:

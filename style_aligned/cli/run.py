@@ -143,5 +143,6 @@ def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> 
 
 def _subtitle(model_name: str, style: Style) -> str:
     name = model_name if model_name == "mini" else Path(model_name).name
-    settings = f"{style.num_inference_steps} steps · guidance {style.condition_scale:g} · seed {style.seed}"
+    steps = f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}"
+    settings = f"{steps} · guidance {style.condition_scale:g} · seed {style.seed}"
     return f"{name} · {settings}"
