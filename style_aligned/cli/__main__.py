@@ -1,0 +1,7 @@
+"""`python -m style_aligned.cli` is `style-aligned`."""
+
+import sys
+
+from style_aligned.cli.console import main
+
+sys.exit(main())

@@ -1,0 +1,336 @@
+"""The commands."""
+
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from style_aligned.cli import inputs, library
+from style_aligned.cli.console import Progress
+
+app = typer.Typer(
+    help="Sets of images in the style of one reference, without training.",
+    rich_markup_mode=None,  # plain help: fast, and readable in a pipe
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+style_app = typer.Typer(help="Make and inspect style files.", rich_markup_mode=None, no_args_is_help=False)
+app.add_typer(style_app, name="style")
+
+
+class Precision(str, Enum):
+    """The types that a model's weights can have."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="The model: mini (the embedded one), a diffusers folder, a .safetensors file, a folder in Refiners'"
+        " format, or a name on the Hugging Face hub.",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps, …")]
+Dtype = Annotated[
+    Precision, typer.Option(metavar="TYPE", help="The precision of the model: float32, float16 or bfloat16.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="COUNT", help="Images that go through the model at a time.")]
+Negative = Annotated[str | None, typer.Option(help="What to guide away from.", metavar="TEXT")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.  [default: 30]")
+]
+Guidance = Annotated[
+    float | None, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.  [default: 5.0]")
+]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WIDTHxHEIGHT", help="Size of the images in pixels.  [default: what the model was trained for]"
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, metavar="SEED", help="Seed that everything random follows from.")]
+Scale = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER", help="Factor for the reference's keys: more than 1 takes more of it.  [default: 1.0]"
+    ),
+]
+Shift = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="Added to the scores of the reference: 0.7 counts it twice.  [default: 0.0]"),
+]
+
+
+def _show_version(is_asked: bool) -> bool:
+    if is_asked:
+        try:
+            number = version("style-aligned")
+        except PackageNotFoundError:
+            number = "(run from its sources)"
+        typer.echo(f"style-aligned {number}")
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Sets of images in the style of one reference, without training."""
+
+
+@app.command()
+def generate(
+    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the images go.")],
+    reference: Annotated[
+        list[str] | None, typer.Option(metavar="PROMPT", help="Prompt of the reference. Repeat it for several styles.")
+    ] = None,
+    style: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A style file. Repeat it for several styles.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="What to draw. Repeat it for more images.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="More to draw: a prompt a line, or .jsonl with prompt and seed; - for stdin."
+        ),
+    ] = None,
+    model: Model = "mini",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="SEED",
+            help="Seed of the reference; the images count on from it.  [default: 0, or the style file's]",
+        ),
+    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    negative: Negative = None,
+    scale: Scale = None,
+    shift: Shift = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Make the same images unaligned too.")] = False,
+    batch_size: BatchSize = 4,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace images of other settings; use a style file with other weights."),
+    ] = False,
+) -> None:
+    """Draw any number of prompts in the style of a reference.
+
+    The images are PNG files with their settings inside, and a contact sheet shows them all. Interrupted, the same
+    command goes on from where it was.
+    """
+    settings = _settings(seed, steps, guidance, size, negative, scale, shift)
+    if not reference and not style:
+        raise typer.BadParameter("expected a --reference or a --style, got none")
+    if not reference:
+        own = {"--steps": steps, "--guidance": guidance, "--size": size, "--negative": negative}
+        inputs.reject(own, "beside --style: the style file has its own")
+    targets = inputs.collect_prompts(prompt or [], prompts)
+    inputs.check_device(device)
+    inputs.check_output_folder(output)
+
+    from style_aligned.cli import run
+
+    run.generate(
+        output,
+        references=[inputs.check_prompt(text, "--reference") for text in reference or []],
+        style_files=style or [],
+        prompts=targets,
+        settings=settings,
+        load=lambda: library.load_model(model, device=device, dtype=dtype.value),
+        model_name=model,
+        compare=compare,
+        batch_size=batch_size,
+        force=force,
+    )
+
+
+@style_app.command("make")
+def make_style(
+    reference: Annotated[str, typer.Option(metavar="PROMPT", help="Prompt of the reference.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
+    model: Model = "mini",
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    negative: Negative = None,
+    scale: Scale = None,
+    shift: Shift = None,
+    device: Device = "cpu",
+    dtype: Dtype = Precision.float32,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Make a style file from a prompt, for `style-aligned generate --style`."""
+    settings = _settings(seed, steps, guidance, size, negative, scale, shift)
+    inputs.check_prompt(reference, "--reference")
+    inputs.check_device(device)
+    inputs.check_output_file(output)
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists already: --force replaces it")
+
+    from style_aligned.cli import run
+
+    run.make_style(output, reference, settings, lambda: library.load_model(model, device=device, dtype=dtype.value))
+
+
+@style_app.command("show")
+def show_style(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The style file.")],
+    preview: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write the small picture of the reference that it holds.")
+    ] = None,
+) -> None:
+    """Show what a style file holds."""
+    if preview is not None:
+        inputs.check_output_file(preview)
+
+    from style_aligned.cli import run
+
+    run.show_style(file, preview)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(metavar="PNG", help="The picture to write.")] = Path("demo.png"),
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 20,
+    model: Model = "mini",
+    device: Device = "cpu",
+) -> None:
+    """Draw several styles, unaligned and aligned, in one picture, in less than a minute on two cores."""
+    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_device(device)
+    inputs.check_output_file(output)
+    loaded = library.load_model(model, device=device, dtype="float32")
+
+    from style_aligned.demo import ROWS, count_images, draw_demo
+    from style_aligned.files import write_png
+
+    images = count_images(ROWS)
+    with Progress.show(images, images * steps) as progress:
+        picture = draw_demo(loaded, seed=seed, steps=steps, on_step=progress.step, on_image=progress.image)
+    write_png(output, picture)
+    typer.echo(
+        f"{output}: the same prompts and noise, unaligned and aligned. Next: {_program()} generate"
+        ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "a guitar, neon sign" --compare'
+        " --output neon"
+    )
+
+
+@app.command()
+def concepts() -> None:
+    """List what the embedded model draws, and in which styles."""
+    from style_aligned.mini import known_concepts, known_styles
+
+    for title, names in (("Styles", known_styles()), ("Concepts", known_concepts())):
+        typer.echo(f"{title} ({len(names)}):")
+        _echo_columns(sorted(names))
+    typer.echo('Say it as in "a fox, neon sign".')
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Option("--from", metavar="MODEL", help="Anything that --model takes, but for mini.")],
+    target: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="The folder to write.")],
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in float16.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+) -> None:
+    """Convert a model to Refiners' format, tensor by tensor."""
+    from style_aligned.checkpoints import convert_checkpoint
+
+    typer.echo(str(convert_checkpoint(source, target, half=half, dry_run=dry_run)))
+
+
+@app.command()
+def evaluate(
+    sets: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Sets of images in each setting.")] = 50,
+    set_size: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Images in a set, the reference included.")] = 5,
+    seed: Seed = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 30,
+    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 5.0,
+    batch_size: BatchSize = 20,
+    model: Model = "mini",
+    device: Device = "cpu",
+    output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures to a file too.")] = None,
+) -> None:
+    """Ask a judge, trained on real drawings, for the style and the concept of aligned and unaligned images."""
+    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--guidance", guidance)
+    inputs.check_device(device)
+    if output is not None:
+        inputs.check_output_file(output)
+
+    from style_aligned.cli import run
+
+    run.evaluate(
+        lambda: library.load_model(model, device=device, dtype="float32"),
+        output,
+        sets=sets,
+        set_size=set_size,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        batch_size=batch_size,
+    )
+
+
+def _settings(
+    seed: int | None,
+    steps: int | None,
+    guidance: float | None,
+    size: str | None,
+    negative: str | None,
+    scale: float | None,
+    shift: float | None,
+) -> Any:
+    """Check the settings of a reference that were given, and put defaults for the others."""
+    from style_aligned.cli.sets import Settings
+
+    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
+    inputs.check_number("--scale", scale, minimum=0)
+    inputs.check_number("--shift", shift)
+    given = {"scale": scale, "shift": shift}
+    return Settings(
+        negative=inputs.check_text(negative or "", "--negative"),
+        seed=seed,
+        steps=30 if steps is None else steps,
+        guidance=5.0 if guidance is None else guidance,
+        size=inputs.parse_size(size),
+        options={name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _program() -> str:
+    """Give the name under which the user can run this again: `scripts/demo` leaves no active environment behind."""
+    path = Path(sys.argv[0])
+    return (
+        str(path)
+        if path.name == "style-aligned" and len(path.parts) > 1 and not path.is_absolute()
+        else "style-aligned"
+    )
+
+
+def _echo_columns(names: Sequence[str], width: int = 100) -> None:
+    longest = max(map(len, names), default=0) + 2
+    columns = max(1, (width - 2) // longest)
+    for start in range(0, len(names), columns):
+        typer.echo("  " + "".join(name.ljust(longest) for name in names[start : start + columns]).rstrip())

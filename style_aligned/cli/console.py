@@ -1,0 +1,125 @@
+"""What the user sees: one line for an error or a warning, and progress where there is a terminal."""
+
+import errno
+import os
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import typer
+
+ERROR = 2  # exit codes
+INTERRUPTED = 130
+MESSAGE_LENGTH = 600  # characters
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: The arguments; by default those of the process. Without any, it shows the help.
+
+    Returns:
+        The exit code: 0, or 2 after an error, or 130 after Ctrl-C. An error is one line on standard error; set
+        `STYLE_ALIGNED_DEBUG=1` to have the traceback instead.
+    """
+    from style_aligned.cli.app import app
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(arguments or ["--help"], prog_name="style-aligned", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if os.environ.get("STYLE_ALIGNED_DEBUG"):
+            raise
+        print_line(f"error: {describe(error)}")
+        return ERROR
+    if code == INTERRUPTED:
+        print_line("interrupted: what was finished is kept, and the same command goes on from there")
+    return code if isinstance(code, int) else 0
+
+
+def describe(error: Exception) -> str:
+    """Put an exception into words for the user."""
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # of a wrong option, such as typer.BadParameter
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        return f"{format_message()}{hint}"
+    if isinstance(error, OSError):
+        name = error.filename if error.filename is not None else "output"
+        reason = (error.strerror or str(error)).lower()
+        return f"{name}: {reason}" + ("; what was finished is kept" if error.errno == errno.ENOSPC else "")
+    if isinstance(error, ValueError | TypeError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the module {error.name} is missing: {error}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
+    return f"{type(error).__name__}: {error} (STYLE_ALIGNED_DEBUG=1 shows where)"
+
+
+def warn(message: str) -> None:
+    """Write a warning."""
+    print_line(f"warning: {message}")
+
+
+def print_line(message: str) -> None:
+    """Write one line to standard error, whatever the message holds."""
+    line = " ".join(message.split())
+    line = line if len(line) <= MESSAGE_LENGTH else f"{line[: MESSAGE_LENGTH - 1]}…"
+    typer.echo(f"style-aligned: {line.encode(errors='replace').decode()}", err=True)
+
+
+class Progress:
+    """How far a command is. Nothing is written if standard error is not a terminal."""
+
+    def __init__(self, images: int, steps: int) -> None:
+        """Initialize the Progress.
+
+        Args:
+            images: The number of images to come.
+            steps: The number of steps that they take together.
+        """
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[images]}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=max(1, steps), images=f"0/{images} images" if images else "")
+        self._done, self._images = 0, images
+
+    @classmethod
+    @contextmanager
+    def show(cls, images: int, steps: int) -> Generator["Progress", None, None]:
+        """Show it for as long as the context lasts."""
+        progress = cls(images, steps)
+        with progress._bar:
+            yield progress
+
+    def describe(self, text: str) -> None:
+        """Say what is being done."""
+        self._bar.update(self._task, description=text)
+
+    def step(self, count: int = 1) -> None:
+        """Count steps that are done."""
+        self._bar.advance(self._task, count)
+
+    def image(self) -> None:
+        """Count an image that is done."""
+        self._done += 1
+        self._bar.update(self._task, images=f"{self._done}/{self._images} images")
+
+    def total(self, steps: int) -> None:
+        """Correct the number of steps to come."""
+        self._bar.update(self._task, total=max(1, steps))

@@ -1,0 +1,96 @@
+"""The heavy parts of the library, imported when they are called."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from style_aligned.cli.console import warn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from style_aligned.denoising import Model
+else:
+    Image = Model = Any  # annotations are evaluated, and these take seconds to import
+
+UNKNOWN_WORDS = 8  # to name
+
+
+def load_model(name: str, *, device: str, dtype: str) -> Model:
+    """Load a model by its name or path."""
+    import torch
+
+    from style_aligned.checkpoints import load_model
+
+    kind = torch.device(device).type
+    available = kind == "cpu" or bool(getattr(torch, kind).is_available())
+    if not available:
+        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds none")
+    return load_model(name, device=device, dtype=getattr(torch, dtype))
+
+
+def trained_size(model: Model) -> tuple[int, int]:
+    """Give the height and width that a model was trained for."""
+    from style_aligned.style import default_size
+
+    return default_size(model)
+
+
+def palette_distance(images: Sequence[Image]) -> float:
+    """Tell how far apart the colours of the images of a set are."""
+    from style_aligned.metrics import set_palette_distance
+
+    return set_palette_distance(images)
+
+
+def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
+    """Warn about what a model will not make of prompts: words that it does not know, and ends that it does not see.
+
+    Args:
+        model: The model.
+        texts: The prompts.
+    """
+    tokenizer: Any = getattr(model.clip_text_encoder, "tokenizer", None)
+    if hasattr(tokenizer, "unknown_words"):
+        unknown = list(dict.fromkeys(word for text in texts for word in tokenizer.unknown_words(text)))
+        if unknown:
+            more = f" and {len(unknown) - UNKNOWN_WORDS} more" if len(unknown) > UNKNOWN_WORDS else ""
+            warn(
+                f"the embedded model does not know {', '.join(map(repr, unknown[:UNKNOWN_WORDS]))}{more}:"
+                " `style-aligned concepts` lists what it draws"
+            )
+        limit = tokenizer.sequence_length - 2
+        long = [text for text in texts if len(tokenizer.encode(text)) - 2 > limit]
+        if long:
+            warn(f"{_count(len(long), 'prompt')} longer than {limit} words: the embedded model does not see the rest")
+        return
+
+    import warnings
+
+    from style_aligned.checkpoints import warn_about_long_prompts
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said here, in one line for all of them
+        cuts = [cut for cut in warn_about_long_prompts(model, texts) if cut]
+    if cuts:
+        warn(f"{_count(len(cuts), 'prompt')} too long: the model does not see the end, such as {cuts[0][:80]!r}")
+
+
+def warn_about_size(model: Model, size: tuple[int, int]) -> None:
+    """Warn about a size that a model was not trained for.
+
+    Args:
+        model: The model.
+        size: The height and width.
+    """
+    trained = trained_size(model)
+    is_embedded = hasattr(getattr(model.clip_text_encoder, "tokenizer", None), "unknown_words")
+    area_ratio = size[0] * size[1] / (trained[0] * trained[1])
+    if size != trained if is_embedded else not 0.5 <= area_ratio <= 2:
+        warn(
+            f"the model was trained for images of about {trained[1]}x{trained[0]}:"
+            f" at {size[1]}x{size[0]} objects may double or fall apart"
+        )
+
+
+def _count(count: int, noun: str) -> str:
+    return f"1 {noun} is" if count == 1 else f"{count} {noun}s are"

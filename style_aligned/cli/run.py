@@ -1,0 +1,148 @@
+"""What the commands do once their options are checked."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from style_aligned.cli import library, sets
+from style_aligned.cli.console import Progress
+from style_aligned.cli.inputs import Prompt
+from style_aligned.files import encode_png, write_bytes
+from style_aligned.style import Style
+
+if TYPE_CHECKING:
+    from style_aligned.denoising import Model
+else:
+    Model = Any
+
+
+def generate(
+    output: Path,
+    *,
+    references: Sequence[str],
+    style_files: Sequence[Path],
+    prompts: Sequence[Prompt],
+    settings: sets.Settings,
+    load: Callable[[], Model],
+    model_name: str,
+    compare: bool,
+    batch_size: int,
+    force: bool,
+) -> None:
+    """Make the images of one or more styles, and their contact sheet."""
+    from style_aligned.cli.overview import draw_overview
+
+    sources = [sets.Source(prompt) for prompt in references]
+    for path in style_files:
+        style = Style.load(path)
+        sources.append(sets.Source(style.prompt, style, path.stem))
+    planned = sets.plan(output, sources, prompts, seed=settings.seed, compare=compare)
+    if not force:
+        sets.check_existing(planned, settings)
+
+    model = load()
+    drawn = [*references, *(prompt.text for prompt in prompts)]
+    library.warn_about_prompts(model, [text for text in [*drawn, settings.negative] if text])
+    size = settings.size or library.trained_size(model)
+    for size in dict.fromkeys(source.style.size if source.style is not None else size for source in sources):
+        library.warn_about_size(model, size)
+
+    # all styles before any image: what is wrong with the last one is known at once
+    new = 0
+    styles: list[Style] = []
+    with Progress.show(len(references), len(references) * settings.steps) as progress:
+        for image_set in planned:
+            progress.describe("references")
+            style, is_new = sets.obtain_style(model, image_set, settings, force=force)
+            if image_set.source.style is None:
+                progress.step(settings.steps)
+                progress.image()
+            if is_new:
+                image_set.folder.mkdir(parents=True, exist_ok=True)
+                style.save(image_set.folder / "style.safetensors")
+            styles.append(style)
+    counts = [
+        sets.count_work(image_set, style, batch_size=batch_size, force=force)
+        for image_set, style in zip(planned, styles, strict=True)
+    ]
+    steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
+    there = 0
+    with Progress.show(sum(counts), steps) as progress:
+        for image_set, style in zip(planned, styles, strict=True):
+            there += sets.make_images(model, style, image_set, batch_size=batch_size, force=force, progress=progress)
+    total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
+    new = total - there
+    sheet = output / "sheet.png"
+    write_bytes(sheet, encode_png(draw_overview(planned, _subtitle(model_name, styles[0]))))
+    already = f" ({there} were there already)" if there else ""
+    typer.echo(f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}")
+
+
+def make_style(output: Path, reference: str, settings: sets.Settings, load: Callable[[], Model]) -> None:
+    """Make a style file."""
+    model = load()
+    library.warn_about_prompts(model, [text for text in (reference, settings.negative) if text])
+    size = settings.size or library.trained_size(model)
+    library.warn_about_size(model, size)
+    with Progress.show(1, settings.steps) as progress:
+        progress.describe("reference")
+        style = Style.from_prompt(
+            model,
+            reference,
+            negative_prompt=settings.negative,
+            seed=settings.seed or 0,
+            num_inference_steps=settings.steps,
+            condition_scale=settings.guidance,
+            size=size,
+            options=dict(settings.options),
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    style.save(output)
+    typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')
+
+
+def show_style(file: Path, preview: Path | None) -> None:
+    """Write what a style file holds to standard output."""
+    style = Style.load(file)
+    for name, value in sets.describe_style(style).items():
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
+    typer.echo(f"{'fingerprint:':<17} {sets.fingerprint(style)}")
+    if preview is not None:
+        write_bytes(preview, encode_png(style.preview))
+        typer.echo(f"{'preview:':<17} {preview}")
+
+
+def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> None:
+    """Evaluate a model, and write the results as a table."""
+    from style_aligned.evaluation import evaluate
+
+    model = load()
+    last = 0
+    with Progress.show(0, 1) as progress:
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal last
+            progress.total(total)
+            progress.step(done - last)
+            last = done
+
+        results = evaluate(model, on_progress=on_progress, **options)
+    typer.echo(f"{'setting':<24}{'variant':<28}{'style':>8}{'concept':>10}{'palette distance':>18}")
+    for row in results.rows:
+        typer.echo(
+            f"{row.setting:<24}{row.variant:<28}{row.style.value:>8.1%}{row.concept.value:>10.1%}"
+            f"{row.palette_distance.value:>18.1f}"
+        )
+    if output is not None:
+        write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def _subtitle(model_name: str, style: Style) -> str:
+    name = model_name if model_name == "mini" else Path(model_name).name
+    steps = f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}"
+    settings = f"{steps} · guidance {style.condition_scale:g} · seed {style.seed}"
+    return f"{name} · {settings}"

@@ -1,0 +1,105 @@
+"""The demonstration: several styles in one picture, unaligned beside aligned, from the same prompts and noise."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from style_aligned.denoising import Model
+from style_aligned.metrics import set_palette_distance
+from style_aligned.sampling import generate, generate_unaligned
+from style_aligned.sheets import Cell, Layout, Strip, contact_sheet
+from style_aligned.style import Style
+
+BATCH_SIZE = 8
+CELL = 168  # pixels
+
+
+@dataclass(frozen=True)
+class Row:
+    """One style of the demonstration.
+
+    Attributes:
+        style: The style, as prompts name it.
+        things: What is drawn in it, the reference first.
+        seed: Which seed to count on from, so that the styles do not share their noise.
+    """
+
+    style: str
+    things: tuple[str, ...]
+    seed: int = 0
+
+
+ROWS = (
+    Row("neon sign", ("a fox", "a rocket", "a guitar", "a cactus", "an umbrella"), seed=100),
+    Row("metal statue", ("a lion", "a trophy", "a rose", "a car", "a hamburger"), seed=200),
+    Row("sticker", ("a watermelon", "a whale", "a strawberry", "a hammer", "a light bulb"), seed=300),
+    Row("blueprint", ("a bicycle", "an owl", "a saxophone", "a camera", "a castle"), seed=400),
+    Row("pixel art", ("a mushroom", "a heart", "a sword", "a pumpkin", "a duck"), seed=500),
+)
+
+
+def count_images(rows: Sequence[Row]) -> int:
+    """Count the images that rows take: each reference once, its targets twice."""
+    return sum(2 * len(row.things) - 1 for row in rows)
+
+
+def draw_demo(
+    model: Model,
+    rows: Sequence[Row] = ROWS,
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    guidance: float = 5.0,
+    on_step: Callable[[int], None] | None = None,
+    on_image: Callable[[], None] | None = None,
+) -> Image.Image:
+    """Draw the picture.
+
+    Args:
+        model: The model, which has to know the styles and things of the rows.
+        rows: The styles.
+        seed: The seed, to which those of the rows are added.
+        steps: The number of steps.
+        guidance: The strength of the classifier-free guidance.
+        on_step: Called as steps get done, with the number of images that have done one.
+        on_image: Called for each image that is done.
+
+    Returns:
+        The picture: a line for each style, with the unaligned set on the left and the aligned one on the right.
+    """
+    lines: list[list[Strip]] = []
+    for row in rows:
+        prompts = [f"{thing}, {row.style}" for thing in row.things]
+        style = Style.from_prompt(
+            model, prompts[0], seed=seed + row.seed, num_inference_steps=steps, condition_scale=guidance
+        )
+        reference = style.image(model)
+        _report(on_step, on_image, steps)
+        strips: list[Strip] = []
+        for name, draw in (("unaligned", generate_unaligned), ("aligned", generate)):
+            images = [reference]
+            for sample in draw(model, style, prompts[1:], batch_size=BATCH_SIZE, on_step=on_step):
+                images.append(sample.image)
+                _report(None, on_image, 0)
+            cells = [
+                Cell(image, thing.split(" ", maxsplit=1)[-1], is_reference=index == 0)
+                for index, (image, thing) in enumerate(zip(images, row.things, strict=True))
+            ]
+            distance = set_palette_distance(images)
+            strips.append(Strip(cells, f"{row.style}, {name}", f"palette distance {distance:.0f}"))
+        lines.append(strips)
+    return contact_sheet(
+        lines,
+        title="StyleAligned: one reference, one style, no training",
+        subtitle="Same prompts, same noise. Left: every image on its own. Right: every image shares the attention of"
+        " the framed reference. Palette distance: mean over pairs, in CIELAB units.",
+        layout=Layout(cell=(CELL, CELL), gap=10, strip_gap=56, line_gap=22, title=40, label=23, text=18),
+    )
+
+
+def _report(on_step: Callable[[int], None] | None, on_image: Callable[[], None] | None, steps: int) -> None:
+    if on_step is not None:
+        on_step(steps)
+    if on_image is not None:
+        on_image()

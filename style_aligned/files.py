@@ -1,0 +1,198 @@
+"""Images on disk: whole or not at all, with their settings inside, and the same bytes for the same image."""
+
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+SLUG_LENGTH = 60  # characters
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
+DISTRIBUTIONS = ("style-aligned", "refiners", "torch")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file: under the name of `<path>.part` until it is complete.
+
+    Args:
+        path: The path of the file. Its folder is made if need be; what is there is replaced at the end.
+        content: What to write.
+
+    Raises:
+        OSError: If that is not possible, as on a full disk. No part of the file is left then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except BaseException:  # an interruption too
+        part.unlink(missing_ok=True)
+        raise
+
+
+def encode_png(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """Encode an image as PNG.
+
+    Args:
+        image: The image.
+        texts: What to put into its text chunks, by keyword.
+
+    Returns:
+        The same bytes for the same image and texts: they hold no date.
+    """
+    info = PngInfo()
+    for keyword, text in sorted((texts or {}).items()):
+        info.add_itxt(keyword, text)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def write_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = None) -> None:
+    """Write an image as PNG, whole or not at all.
+
+    Args:
+        path: The path of the file.
+        image: The image.
+        texts: What to put into its text chunks, by keyword.
+
+    Raises:
+        OSError: If it cannot be written. What was there before is still there then.
+    """
+    write_bytes(path, encode_png(image, texts))
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """Read the text chunks of a PNG file that stand before its pixels, as `write_png` puts them.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The texts by keyword: none if the file is no PNG.
+    """
+    try:
+        image = Image.open(path, formats=["PNG"])
+        with image:
+            return {str(keyword): str(text) for keyword, text in image.info.items() if isinstance(text, str)}
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        return {}
+
+
+def is_cut_off(path: Path) -> bool:
+    """Tell whether a file is empty, or a PNG without its end, such as a machine that lost power leaves behind.
+
+    Args:
+        path: The path of the file.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(PNG_START))
+        file.seek(max(0, file.seek(0, 2) - len(PNG_END)))
+        return not start or (start == PNG_START and file.read() != PNG_END)
+
+
+def describe_image(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Put what an image was made of into texts for its file.
+
+    Args:
+        prompt: The prompt.
+        seed: The seed of its noise.
+        settings: What else it takes to make it again.
+
+    Returns:
+        The texts by keyword.
+    """
+    return {
+        "prompt": prompt,
+        "seed": str(seed),
+        "settings": json.dumps(settings, sort_keys=True, ensure_ascii=False),
+        "versions": json.dumps(versions(), sort_keys=True),
+    }
+
+
+def difference(texts: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
+    """Tell in what an image on disk differs from the one that would be written there.
+
+    With which versions it was made does not matter.
+
+    Args:
+        texts: The text chunks of its file.
+        expected: What `describe_image` says of the image to be written.
+
+    Returns:
+        The first difference in words, or None if there is none.
+    """
+    if "settings" not in texts:
+        return "it holds no settings"
+    own, wanted = _flatten(texts), _flatten(expected)
+    for name in sorted(own.keys() | wanted.keys()):
+        if own.get(name) != wanted.get(name):
+            return f"it has {name}={own.get(name)!r}, not {wanted.get(name)!r}"
+    return None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Give the versions of what the pixels depend on."""
+    found: dict[str, str] = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from its sources
+            found[name] = "unknown"
+    return found
+
+
+def slug(text: str) -> str:
+    """Turn a text into a piece of a file name.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Its words in lower case with hyphens between them, cut off after a whole word where it can be.
+
+    Example:
+        >>> slug("A rocket, neon sign!")
+        'a-rocket-neon-sign'
+    """
+    plain = unicodedata.normalize("NFKD", text)
+    plain = "".join(character for character in plain if not unicodedata.combining(character))
+    words = re.sub(r"[\W_]+", "-", plain.lower()).strip("-")
+    if len(words.encode()) > SLUG_LENGTH:
+        words = words.encode()[: SLUG_LENGTH + 1].decode(errors="ignore")
+        start, hyphen, _ = words.rpartition("-")
+        words = start if hyphen else words[:SLUG_LENGTH]
+    return words or "image"
+
+
+def numbered(index: int, count: int, text: str) -> str:
+    """Give the name for one of several files, such that they sort in their order.
+
+    Args:
+        index: Which one it is.
+        count: How many there are.
+        text: What it shows.
+
+    Example:
+        >>> numbered(0, 12, "a rocket, neon sign")
+        '000-a-rocket-neon-sign'
+    """
+    return f"{index:0{max(3, len(str(count - 1)))}d}-{slug(text)}"
+
+
+def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        settings: Any = json.loads(texts["settings"])
+    except ValueError:
+        settings = {}
+    flat = cast(dict[str, Any], settings) if isinstance(settings, dict) else {}
+    return {**flat, "prompt": texts.get("prompt"), "seed": texts.get("seed")}
