@@ -44,7 +44,9 @@ def embed(model: Model, prompt: str, negative_prompt: str = "") -> TextEmbedding
     with torch.no_grad():
         embedding = model.compute_clip_text_embedding(text=prompt, negative_text=negative_prompt)
     tensors = embedding if isinstance(embedding, tuple) else (embedding,)
-    return TextEmbedding(*(tensor if model.classifier_free_guidance else tensor.chunk(2)[1] for tensor in tensors))
+    # without guidance, refiners 0.4.0 embeds the negative prompt all the same
+    halves = 2 if model.classifier_free_guidance else 1
+    return TextEmbedding(*(tensor[-halves:] for tensor in tensors))
 
 
 def stack(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:

@@ -485,15 +485,22 @@ def test_self_attention_guidance_goes_in_first(unet_type: Any, sag_type: Any) ->
         unet(torch.randn(4, 4, 8, 8))
 
 
-def test_inject_and_eject_are_fast() -> None:
-    import time
+FAST = """
+import time
+from refiners.foundationals.latent_diffusion import SDXLUNet
+from style_aligned import StyleAlignedAdapter
 
-    unet = meta_unet(SDXLUNet)
-    adapter = StyleAlignedAdapter(unet)
-    durations: list[float] = []
-    for _ in range(3):
-        start = time.perf_counter()
-        adapter.inject()
-        adapter.eject()
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.4  # the two together
+adapter, durations = StyleAlignedAdapter(SDXLUNet(in_channels=4, device="meta")), []
+for _ in range(5):
+    start = time.process_time()
+    adapter.inject()
+    adapter.eject()
+    durations.append(time.process_time() - start)
+print(min(durations))
+"""
+
+
+def test_inject_and_eject_are_fast() -> None:
+    # in a process of its own, where annotations are not executed
+    output = subprocess.run([sys.executable, "-c", FAST], capture_output=True, text=True, check=True).stdout
+    assert float(output) < 0.2

@@ -42,7 +42,7 @@ def in_one_batch(model: Any, options: dict[str, Any]) -> Tensor:
     embeddings = model.compute_clip_text_embedding(prompts, ["ink"] * len(prompts))
     embeddings = embeddings if isinstance(embeddings, tuple) else (embeddings,)
     halves = 2 if model.classifier_free_guidance else 1
-    embeddings = [embedding if halves == 2 else embedding.chunk(2)[1] for embedding in embeddings]
+    embeddings = [embedding[-halves * len(prompts) :] for embedding in embeddings]
     context = dict(zip(("clip_text_embedding", "pooled_text_embedding"), embeddings, strict=False))
     if len(context) == 2:
         context["time_ids"] = torch.tensor([[*SIZE, 0, 0, *SIZE]]).repeat(halves * len(prompts), 1)
