@@ -6,11 +6,21 @@ from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, Min
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 
 
-@pytest.fixture(scope="session")
-def random_mini() -> Mini:
+def build_random_mini() -> Mini:
     """The embedded model with random weights, in which every layer counts."""
     torch.manual_seed(0)
     model = Mini(unet=MiniUNet(), lda=MiniAutoencoder(), clip_text_encoder=MiniDoubleTextEncoder(WORDS))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+@pytest.fixture(scope="session")
+def random_mini() -> Mini:
+    return build_random_mini()
+
+
+@pytest.fixture
+def fresh_mini() -> Mini:
+    """One of its own, for what Refiners can do only once to a U-Net: self-attention guidance leaves contexts behind."""
+    return build_random_mini()

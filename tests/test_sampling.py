@@ -149,12 +149,11 @@ def test_wrong_arguments(model: Mini, arguments: dict[str, Any], message: str) -
         generate(model, style, **{"prompts": PROMPTS, **arguments})  # at once, not at the first image
 
 
-def test_self_attention_guidance_is_refused(model: Mini) -> None:
-    style = make_style(model)
-    model.set_self_attention_guidance(enable=True)
+def test_self_attention_guidance_is_refused(fresh_mini: Mini) -> None:
+    style = make_style(fresh_mini)
+    fresh_mini.set_self_attention_guidance(enable=True)
     with pytest.raises(ValueError, match="expected a model without self-attention guidance"):
-        generate(model, style, PROMPTS)
-    model.set_self_attention_guidance(enable=False)
+        generate(fresh_mini, style, PROMPTS)
 
 
 def test_no_prompts_make_no_images(model: Mini) -> None:

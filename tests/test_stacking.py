@@ -96,7 +96,9 @@ def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Call
         assert relative_error(one[1:], another[1:]) > 1e-4
 
 
-def test_self_attention_guidance_with_a_set(model: Mini) -> None:
+def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
+    model = fresh_mini
+    model.solver = DDIM(num_inference_steps=4)
     model.set_self_attention_guidance(enable=True, scale=2.0)
     unaligned, alone = denoise(model, PROMPTS), denoise(model, PROMPTS[:1])
     with StyleAlignedAdapter(model.unet, set_size=3) as adapter:
