@@ -15,7 +15,9 @@ from .text_encoder import MiniDoubleTextEncoder
 from .unet import MiniUNet
 
 WEIGHTS = Path(__file__).parent / "weights"
+FILES = ("unet.safetensors", "autoencoder.safetensors", "text_encoder.safetensors")
 SIZE = 256
+"""Height and width of the pictures that the model was trained on."""
 
 
 class Mini(StableDiffusion_XL):
@@ -27,9 +29,10 @@ class Mini(StableDiffusion_XL):
         lda: The image autoencoder.
     """
 
-    unet: MiniUNet
-    clip_text_encoder: MiniDoubleTextEncoder
-    lda: MiniAutoencoder
+    # narrower than the base class declares: nothing else is ever assigned
+    unet: MiniUNet  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip_text_encoder: MiniDoubleTextEncoder  # pyright: ignore[reportIncompatibleVariableOverride]
+    lda: MiniAutoencoder  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def default_time_ids(self) -> Tensor:
@@ -42,7 +45,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
             handle = cast(Any, file)
-            return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}
+            names: list[str] = list(handle.keys())
+            return {name: handle.get_tensor(name) for name in names}, handle.metadata() or {}
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing: the embedded model's weights are not complete") from error
     except SafetensorError as error:
@@ -74,14 +78,13 @@ def load_mini(device: Device | str = "cpu", dtype: DType = torch.float32, folder
         ValueError: If a file is missing, corrupted, or of another model.
     """
     folder = Path(folder)
-    unet_path, lda_path, text_path = (
-        folder / f"{name}.safetensors" for name in ("unet", "autoencoder", "text_encoder")
-    )
+    unet_path, lda_path, text_path = (folder / name for name in FILES)
     tensors, metadata = _read(text_path)
     if "vocabulary" not in metadata:
         raise ValueError(f"{text_path} does not hold this model's weights: it has no vocabulary")
     # built without memory, then given the files' tensors: nothing is initialized only to be overwritten
-    text_encoder = MiniDoubleTextEncoder(json.loads(metadata["vocabulary"]), device="meta")
+    # (save the text encoders: they are tiny, and an embedding without memory makes PyTorch import for a second)
+    text_encoder = MiniDoubleTextEncoder(json.loads(metadata["vocabulary"]))
     _assign(text_encoder, tensors, text_path)
     unet = MiniUNet(device="meta")
     _assign(unet, _read(unet_path)[0], unet_path)
@@ -90,17 +93,20 @@ def load_mini(device: Device | str = "cpu", dtype: DType = torch.float32, folder
     return Mini(unet=unet, lda=lda, clip_text_encoder=text_encoder, device=device, dtype=dtype)
 
 
-@cache
-def _metadata(folder: Path) -> dict[str, str]:
-    with safe_open(folder / "text_encoder.safetensors", framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-        return cast(Any, file).metadata() or {}
-
-
 def known_concepts(folder: Path | str = WEIGHTS) -> list[str]:
     """The names of the concepts that the embedded model was taught to draw."""
-    return json.loads(_metadata(Path(folder))["concepts"])
+    return list(_names(Path(folder), "concepts"))
 
 
 def known_styles(folder: Path | str = WEIGHTS) -> list[str]:
     """The names of the styles that the embedded model was taught to draw in."""
-    return json.loads(_metadata(Path(folder))["styles"])
+    return list(_names(Path(folder), "styles"))
+
+
+@cache
+def _names(folder: Path, key: str) -> tuple[str, ...]:
+    path = folder / FILES[2]
+    _, metadata = _read(path)
+    if key not in metadata:
+        raise ValueError(f"{path} does not hold this model's weights: it names no {key}")
+    return tuple(json.loads(metadata[key]))

@@ -1,0 +1,110 @@
+"""What U-Net and text encoders are trained for, as one function of tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import refiners.fluxion.layers as fl
+import torch
+from refiners.foundationals.latent_diffusion.solvers import DDIM
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import TextEncoderWithPooling
+from refiners.foundationals.latent_diffusion.unet import ResidualBlock
+from torch import Tensor, nn
+
+from scripts.mini_training.tracing import Parameters, parameters_replaced, plain_attention
+from style_aligned.mini.autoencoder import MiniAutoencoder
+from style_aligned.mini.model import SIZE
+from style_aligned.mini.text_encoder import MiniDoubleTextEncoder
+from style_aligned.mini.unet import MiniUNet, OutputBlock, SDXLCrossAttention
+
+Objective = Callable[[Parameters, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Networks(nn.Module):
+    """U-Net and text encoders, whose parameters are trained together."""
+
+    def __init__(self, vocabulary: list[str], device: str) -> None:
+        super().__init__()
+        self.unet = MiniUNet(device=device)
+        self.text_encoder = MiniDoubleTextEncoder(vocabulary, device=device)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Let every residual branch begin as zero, and positions say less than words."""
+        last_layers: list[fl.Module] = [list(block.layer(0, fl.Chain))[-1] for block in self.unet.layers(ResidualBlock)]
+        last_layers += [next(iter(block.layer(-1, fl.Chain))) for block in self.unet.layers(SDXLCrossAttention)]
+        last_layers.append(list(self.unet.ensure_find(OutputBlock))[-1])
+        for layer in last_layers:
+            for parameter in layer.parameters():
+                parameter.zero_()
+        for name, parameter in self.text_encoder.named_parameters():
+            if "PositionalEncoder" in name:
+                parameter.mul_(0.2)
+
+
+def embed_tokens(text_encoder: MiniDoubleTextEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The text encoders' result for tokens instead of texts, without Python numbers in between."""
+    encoder_l = text_encoder.layer(("Parallel", 0), fl.Chain)
+    encoder_g = text_encoder.ensure_find(TextEncoderWithPooling)
+    x = tokens
+    for layer in list(encoder_l)[2:]:  # after tokenizer and converter
+        x = layer(x)
+    embedding_l = x
+    embedding_g = encoder_g.layer(2, fl.Chain)(tokens)
+    last, projection = list(encoder_g.layer((3, 1), fl.Chain))[:2]
+    projected = projection(last(embedding_g))
+    end = (tokens == text_encoder.tokenizer.end_of_text_token_id).int().argmax(dim=1)
+    pooled = projected[torch.arange(len(tokens), device=tokens.device), end]
+    return torch.cat((embedding_l, embedding_g), dim=-1), pooled
+
+
+@dataclass
+class NoiseLevels:
+    """SDXL's noise schedule, and how much each timestep counts.
+
+    The weight is min(SNR, 5) / SNR, of
+    [[arXiv:2303.09556] Efficient Diffusion Training via Min-SNR Weighting Strategy](https://arxiv.org/abs/2303.09556).
+
+    Attributes:
+        signal: The factor of the latents at each timestep, of shape (1000,).
+        noise: The factor of the noise.
+        weight: The weight of the timestep's loss.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of_sdxl(cls, device: str, limit: float = 5.0) -> "NoiseLevels":
+        solver = DDIM(num_inference_steps=30, device=device)
+        signal, noise = solver.cumulative_scale_factors, solver.noise_std
+        ratio = (signal / noise * MiniAutoencoder.encoder_scale) ** 2  # the latents' variance is that scale's square
+        return cls(signal, noise, ratio.clamp(max=limit) / ratio)
+
+
+def make_objective(networks: Networks, levels: NoiseLevels, device: str) -> Objective:
+    """The training loss, as a function of parameters, latents, noise, timesteps and tokens.
+
+    Returns:
+        A function of the parameters by name, latents and noise of shape (batch, 4, 32, 32), timesteps of shape
+        (batch,), and tokens of shape (batch, sequence_length); it returns the weighted mean squared error.
+    """
+
+    def objective(parameters: Parameters, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
+        signal, deviation = levels.signal[timesteps].view(-1, 1, 1, 1), levels.noise[timesteps].view(-1, 1, 1, 1)
+        time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=device).repeat(len(tokens), 1)
+        with (
+            parameters_replaced(networks, parameters),
+            plain_attention(networks),
+            torch.autocast(torch.device(device).type, torch.bfloat16),
+        ):
+            embedding, pooled = embed_tokens(networks.text_encoder, tokens)
+            networks.unet.set_timestep(timesteps)
+            networks.unet.set_time_ids(time_ids)
+            networks.unet.set_clip_text_embedding(embedding)
+            networks.unet.set_pooled_text_embedding(pooled)
+            prediction = networks.unet(signal * latents + deviation * noise).float()
+        errors = (prediction - noise).square().mean(dim=(1, 2, 3))
+        return (levels.weight[timesteps] * errors).mean()
+
+    return objective

@@ -1,0 +1,209 @@
+"""Training of U-Net and text encoders, on the encoded drawings."""
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.mini_data.captions import caption, vocabulary
+from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
+from scripts.mini_training.dataset import Drawings, log
+from scripts.mini_training.export import load_autoencoder
+from scripts.mini_training.latents import load_latents
+from scripts.mini_training.objective import Networks, NoiseLevels, make_objective
+from scripts.mini_training.parallel import Workers
+from scripts.mini_training.samples import Sampler
+from scripts.mini_training.tracing import record
+from style_aligned.mini.text_encoder import MiniTokenizer
+
+
+@dataclass
+class UNetSettings:
+    """How U-Net and text encoders are trained.
+
+    Attributes:
+        minutes: Time budget (by the wall clock, everything included), over which the learning rate falls to nothing.
+        batch_size: Latents per step.
+        learning_rate: At its highest.
+        warmup: Steps until the learning rate is at its highest.
+        weight_decay: As in AdamW.
+        decay: Decay of the moving average of weights.
+        unknown: How many captions get the unknown token somewhere, so that it comes to mean nothing.
+        save_minutes: Time between checkpoints.
+        sheet_minutes: Time between sample sheets.
+    """
+
+    minutes: float = 100.0
+    batch_size: int = 32
+    learning_rate: float = 1.2e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    decay: float = 0.9985
+    unknown: float = 0.05
+    save_minutes: float = 5.0
+    sheet_minutes: float = 10.0
+
+
+class Batches:
+    """An endless source of training batches, whose state can be saved.
+
+    Args:
+        drawings: The records, for captions.
+        latents: Latents of shape (2, count, 4, 32, 32): as they are, and mirrored.
+        indices: Which of the drawings the latents belong to.
+        tokenizer: Turns captions into tokens.
+        generator: Chooses drawings, noise and timesteps.
+        seed: Of the captions.
+    """
+
+    def __init__(
+        self,
+        drawings: Drawings,
+        latents: Tensor,
+        indices: list[int],
+        tokenizer: MiniTokenizer,
+        generator: torch.Generator,
+        settings: UNetSettings,
+        seed: int,
+    ) -> None:
+        self.records = [drawings.records[i] for i in indices]
+        self.latents = latents
+        self.tokenizer = tokenizer
+        self.generator = generator
+        self.settings = settings
+        self.caption_rng = np.random.default_rng(seed)
+        self.unknown_rng = random.Random(seed)
+
+    def tokens(self, which: Tensor) -> Tensor:
+        rows = self.tokenizer([caption(self.records[int(i)], self.caption_rng) for i in which])
+        for row in rows:
+            length = int((row != self.tokenizer.pad_token_id).sum())
+            if length < len(row) and self.unknown_rng.random() < self.settings.unknown:
+                place = self.unknown_rng.randrange(1, length)
+                row[place + 1 :] = row[place:-1].clone()
+                row[place] = self.tokenizer.unknown_token_id
+        return rows
+
+    def next(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, noise, timesteps and tokens of one batch."""
+        size = self.settings.batch_size
+        which = torch.randint(len(self.records), (size,), generator=self.generator)
+        mirrored = torch.randint(2, (size,), generator=self.generator)
+        latents = self.latents[mirrored, which].float()
+        noise = torch.randn(latents.shape, generator=self.generator)
+        # one timestep from each of as many equal parts of the schedule: less noisy gradients than independent ones
+        spread = (torch.arange(size) + torch.rand(size, generator=self.generator)) / size
+        timesteps = (spread * 1000).long().clamp(max=999)
+        tokens = self.tokens(which)
+        return latents.to(device), noise.to(device), timesteps.to(device), tokens.to(device)
+
+    def state(self) -> dict[str, Any]:
+        return {"caption_rng": self.caption_rng.bit_generator.state, "unknown_rng": self.unknown_rng.getstate()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.caption_rng.bit_generator.state = state["caption_rng"]
+        version, numbers, gauss = state["unknown_rng"]
+        self.unknown_rng.setstate((version, tuple(numbers), gauss))
+
+
+def train_unet(
+    drawings: Drawings, folder: Path, settings: UNetSettings, device: str, workers: Workers, seed: int = 0
+) -> None:
+    """Train U-Net and text encoders, or go on from their last checkpoint.
+
+    Args:
+        drawings: The pictures' records.
+        folder: Where the latents and the autoencoder are, and where checkpoints, sheets and the log go.
+        settings: How to train.
+        device: Where to train, such as "cpu" or "cuda".
+        workers: Compute the gradients; their number divides the batch size.
+        seed: The seed of the initial weights, the order of pictures, captions, noise and timesteps.
+    """
+    began = time.monotonic()
+    checkpoint, log_file = folder / "unet.ckpt.safetensors", folder / "unet.log"
+    words = vocabulary()
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    networks = Networks(words, device)
+    networks.initialize()
+    parameters = dict(networks.named_parameters())
+    trained = list(parameters.values())
+    optimizer = torch.optim.AdamW(
+        trained,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    average = Average(parameters, settings.decay)
+    generator = torch.Generator().manual_seed(seed)
+    indices = drawings.split()
+    latents = load_latents(folder / "latents.safetensors", indices)
+    tokenizer = networks.text_encoder.tokenizer
+    batches = Batches(drawings, latents, indices, tokenizer, generator, settings, seed)
+    step, seconds_before = 0, 0.0
+    if checkpoint.exists():
+        state = load_checkpoint(checkpoint, parameters, average, optimizer, generator)
+        if state["vocabulary"] != words:
+            raise ValueError(f"{checkpoint} was trained with another vocabulary")
+        step, seconds_before = state["step"], state["seconds"]
+        batches.load_state(state)
+        log(f"unet: resumed at step {step}, {seconds_before / 60:.1f} min", log_file)
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - began
+
+    def save() -> None:
+        state = {"step": step, "seconds": seconds(), "vocabulary": words, **batches.state()}
+        save_checkpoint(checkpoint, parameters, average, optimizer, generator, state)
+
+    sampler = Sampler(drawings, words, load_autoencoder(folder / "export", device), folder / "sheets")
+    objective = make_objective(networks, NoiseLevels.of_sdxl(device), device)
+    count = sum(parameter.numel() for parameter in parameters.values())
+    log(f"unet: {count / 1e6:.2f} M parameters, {len(indices)} drawings, {settings}", log_file)
+    examples = [tensor.chunk(workers.count)[0] for tensor in batches.next(device)]
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    objective = record(objective, detached, *examples)
+
+    losses: list[Tensor] = []
+    last_log = time.monotonic()
+    next_save, next_sheet = seconds() + settings.save_minutes * 60, seconds() + 60 * min(5.0, settings.sheet_minutes)
+    total, first = settings.minutes * 60, step
+    while step == first or seconds() < total:  # one step at least: a resumed run always gets on
+        progress = min(1.0, seconds() / total)
+        # flat at first, then down along a cosine: the budget is short, and most is learned at the high rate
+        shape = 1.0 if progress < 0.3 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
+        rate = settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * max(shape, 0.005)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = workers.backward(objective, trained, *batches.next(device), passed=(parameters,))
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
+        average.update(parameters)
+        losses.append(loss)
+        step += 1
+        if step in (1, 10) or step % 50 == 0:
+            now = time.monotonic()
+            mean, pace = torch.stack(losses).mean().item(), (now - last_log) / len(losses)
+            if not math.isfinite(mean):
+                raise FloatingPointError(f"the loss is {mean} at step {step}; the last checkpoint is {checkpoint}")
+            log(
+                f"unet: step {step} {seconds() / 60:.1f}/{settings.minutes:.0f} min loss {mean:.4f} lr {rate:.1e} "
+                f"{pace:.2f} s/step",
+                log_file,
+            )
+            losses, last_log = [], now
+        if seconds() > next_save:
+            save()
+            next_save = seconds() + settings.save_minutes * 60
+        if seconds() > next_sheet:
+            sampler.draw(average, step)
+            next_sheet = seconds() + settings.sheet_minutes * 60
+    save()
+    sampler.draw(average, step)
+    log(f"unet: finished at step {step}, {seconds() / 60:.1f} min", log_file)

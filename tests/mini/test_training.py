@@ -1,0 +1,162 @@
+"""The training's own parts: what is recorded, averaged, saved and resumed is what it should be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import TextEncoderWithPooling
+from safetensors.torch import load_file
+
+from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
+from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
+from scripts.mini_training.parallel import Workers
+from scripts.mini_training.tracing import record
+from scripts.train_mini import main
+from style_aligned.mini import load_mini
+from style_aligned.mini.model import SIZE
+
+WORDS = ["a", "fox", "neon", "sign"]
+TEXTS = ["a fox", "a fox, neon sign", "", "zebra"]
+
+
+@pytest.fixture(scope="module")
+def networks() -> Networks:
+    torch.manual_seed(0)
+    return Networks(WORDS, "cpu")
+
+
+def batch(networks: Networks) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    latents, noise = torch.randn(2, 4, 4, 16, 16, generator=generator)
+    return latents, noise, torch.tensor([1, 300, 700, 999]), networks.text_encoder.tokenizer(TEXTS)
+
+
+@torch.no_grad()
+def test_tokens_are_embedded_as_texts_are(networks: Networks) -> None:
+    tokens = networks.text_encoder.tokenizer(TEXTS)
+    for ours, refiners in zip(embed_tokens(networks.text_encoder, tokens), networks.text_encoder(TEXTS), strict=True):
+        torch.testing.assert_close(ours, refiners)
+    assert networks.text_encoder.ensure_find(TextEncoderWithPooling)
+
+
+def test_recorded_loss_is_that_of_the_model(networks: Networks) -> None:
+    latents, noise, timesteps, tokens = batch(networks)
+    parameters = dict(networks.named_parameters())
+    detached = {name: parameter.detach() for name, parameter in parameters.items()}
+    objective = make_objective(networks, NoiseLevels.of_sdxl("cpu"), "cpu")
+    loss = record(objective, detached, latents, noise, timesteps, tokens)(parameters, latents, noise, timesteps, tokens)
+    # SDXL's schedule, written out: the square roots of the rates are evenly spaced
+    rates = torch.linspace(8.5e-4**0.5, 1.2e-2**0.5, 1000, dtype=torch.float64) ** 2
+    kept = (1 - rates).cumprod(0)
+    losses: list[float] = []
+    for i, t in enumerate(timesteps.tolist()):
+        ratio = 0.25 * float(kept[t] / (1 - kept[t]))
+        networks.unet.set_timestep(torch.tensor([t]))
+        networks.unet.set_time_ids(torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]))
+        embedding, pooled = networks.text_encoder(TEXTS[i])
+        networks.unet.set_clip_text_embedding(embedding)
+        networks.unet.set_pooled_text_embedding(pooled)
+        with torch.no_grad():
+            noisy = kept[t].sqrt() * latents[i : i + 1] + (1 - kept[t]).sqrt() * noise[i : i + 1]
+            error = (networks.unet(noisy.float()) - noise[i]).square().mean()
+        losses.append(min(ratio, 5) / ratio * float(error))
+    # the training computes in bfloat16
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=0.01)
+    loss.backward()
+    # L's last layer is not used, as in SDXL, but neither is it there
+    assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
+    networks.zero_grad()
+
+
+def test_workers_agree_with_one() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    parameters, x, y = list(layer.parameters()), torch.randn(8, 3), torch.randn(8, 2)
+
+    def loss(scale: float, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return scale * (layer(x) - y).square().mean()
+
+    gradients: list[list[torch.Tensor]] = []
+    for count in (1, 2, 4):
+        value = Workers(count).backward(loss, parameters, x, y, passed=(3.0,))
+        assert value.item() == pytest.approx(loss(3.0, x, y).item(), rel=1e-5)
+        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])
+
+
+def test_average_warms_up() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    average = Average({"p": parameter}, decay=0.5)
+    expected = 0.0
+    for n in range(1, 30):
+        with torch.no_grad():
+            parameter.fill_(float(n))
+        average.update({"p": parameter})
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+        assert average.tensors["p"].item() == pytest.approx(expected)
+
+
+def test_resumed_training_is_the_same(tmp_path: Path) -> None:
+    def start() -> tuple[dict[str, torch.nn.Parameter], Average, torch.optim.AdamW, torch.Generator]:
+        torch.manual_seed(0)
+        parameters = dict(torch.nn.Linear(4, 4).named_parameters())
+        optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.1, fused=True)
+        return parameters, Average(parameters, 0.9), optimizer, torch.Generator().manual_seed(0)
+
+    def advance(parameters: dict[str, Any], average: Average, optimizer: Any, generator: torch.Generator) -> None:
+        x = torch.randn(4, generator=generator)
+        optimizer.zero_grad()
+        (parameters["weight"] @ x + parameters["bias"]).square().sum().backward()
+        optimizer.step()
+        average.update(parameters)
+
+    one = start()
+    for _ in range(3):
+        advance(*one)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", *one, {"step": 3})
+    advance(*one)
+
+    other = start()
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors", *other)["step"] == 3
+    advance(*other)
+    for name in one[0]:
+        assert torch.equal(one[0][name], other[0][name])
+        assert torch.equal(one[1].tensors[name], other[1].tensors[name])
+
+
+@pytest.mark.slow
+def test_everything_from_data_to_weights(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    records = [
+        {"concept": concept, "style": style, "foundry": "noto", "factors": {}, "split": split}
+        for concept in ("fox", "cat")
+        for style in ("neon sign", "pixel art")
+        for split in ("train", "train", "held_out_cell")
+    ]
+    data, run = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    np.save(data / "images.npy", rng.integers(0, 255, (len(records), 256, 256, 3), dtype=np.uint8))
+    index = {"concepts": ["fox", "cat"], "styles": ["neon sign", "pixel art"], "records": records}
+    (data / "index.json").write_text(json.dumps(index))
+
+    command = ["--data", str(data), "--output", str(run), "--threads", "2", "--device", "cpu", "--batch-size", "4"]
+    main([*command, "--autoencoder-minutes", "0.02", "--minutes", "0.05"])
+    first = load_file(run / "export" / "unet.safetensors")
+    main([*command, "--stage", "unet", "--minutes", "0.1"])
+    main([*command, "--stage", "export"])
+    second = load_file(run / "export" / "unet.safetensors")
+    assert first.keys() == second.keys()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert "resumed" in (run / "unet.log").read_text()
+    for path in (run / "sheets").glob("*.png"):
+        with Image.open(path) as sheet:
+            assert sheet.width > 300
+    model = load_mini(folder=run / "export")
+    assert model.clip_text_encoder.unknown_words("a fox, neon zebra") == ["zebra"]
+    assert sum(path.stat().st_size for path in (run / "export").iterdir()) < 16_000_000
