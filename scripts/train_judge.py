@@ -27,7 +27,6 @@ from style_aligned.mini import MiniAutoencoder
 
 AUTOENCODER = WEIGHTS.with_name("autoencoder.safetensors")
 SIZE = 64
-CHANNELS = (32, 64, 128)
 
 
 class BatchNorm2d(nn.BatchNorm2d, fl.WeightedModule):
@@ -218,8 +217,8 @@ def save(judge: Judge, path: Path, results: dict[str, Any]) -> None:
     metadata = {
         "styles": judge.styles,
         "concepts": judge.concepts,
-        "channels": CHANNELS,
-        "size": SIZE,
+        "channels": judge.channels,
+        "size": judge.size,
         "accuracy": results,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +266,7 @@ def main() -> None:
         drawings += load_drawings(images, index, sorted(chosen.tolist()), device, autoencoder)
     print(f"{len(drawings)} pictures to train on", flush=True)
 
-    judge = Judge(styles=index["styles"], concepts=index["concepts"], channels=CHANNELS, size=SIZE, device=device)
+    judge = Judge(styles=index["styles"], concepts=index["concepts"], size=SIZE, device=device)
     train(judge, drawings, tests, epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
 
     judge = judge.half().float()  # as it is written

@@ -127,6 +127,8 @@ class Judge(fl.Chain):
         """
         self.styles = tuple(styles)
         self.concepts = tuple(concepts)
+        self.channels = channels
+        self.size = size
         half, fourth, eighth = channels
         super().__init__(
             Shrink(size=size),
@@ -160,12 +162,11 @@ class Judge(fl.Chain):
         Returns:
             The probabilities and the likeliest names.
         """
-        size = self.layer("Shrink", Shrink).size
         styles = [torch.empty(0, len(self.styles))]
         concepts = [torch.empty(0, len(self.concepts))]
         for start in range(0, len(images), batch_size):
             pictures = [
-                interpolate(images_to_tensor([image.convert("RGB")]), size=(size, size), mode="area")
+                interpolate(images_to_tensor([image.convert("RGB")]), size=(self.size, self.size), mode="area")
                 for image in images[start : start + batch_size]
             ]
             style_logits, concept_logits = self(torch.cat(pictures).to(device=self.device, dtype=self.dtype))

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.train_judge import Drawings, accuracy, augment, fold, normalize, save, train
+from style_aligned.judge import Judge, load_judge, read_judge_file
+
+
+def tiny_judge() -> Judge:
+    torch.manual_seed(0)
+    return Judge(styles=("plain", "striped"), concepts=("left", "right"), channels=(8, 8, 8))
+
+
+def drawings(count: int, seed: int) -> Drawings:
+    """Bright or striped squares, in the upper or lower half."""
+    generator = torch.Generator().manual_seed(seed)
+    styles, concepts = torch.randint(2, (2, count), generator=generator)
+    pictures = torch.randint(0, 60, (count, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    for picture, style, concept in zip(pictures, styles, concepts, strict=True):
+        square = picture[:, 8:24, 20:44] if concept == 0 else picture[:, 40:56, 20:44]
+        square[:] = 220
+        if style == 1:
+            square[:, 4:8] = square[:, 12:16] = 30
+    return Drawings(pictures=pictures, styles=styles, concepts=concepts)
+
+
+def test_folding_changes_nothing_but_the_layers() -> None:
+    judge, x = tiny_judge(), torch.rand(8, 3, 64, 64)
+    names = list(judge.state_dict())
+    normalize(judge)
+    judge.train()
+    for _ in range(5):
+        judge(x)
+    judge.eval()
+    expected = judge(x)
+    fold(judge)
+    assert list(judge.state_dict()) == names
+    for logits, others in zip(judge(x), expected, strict=True):
+        torch.testing.assert_close(logits, others, rtol=1e-4, atol=1e-5)
+
+
+def test_augmentation_gives_other_pictures_within_range() -> None:
+    x = torch.rand(16, 3, 64, 64)
+    augmented = augment(x, torch.Generator().manual_seed(0))
+    assert augmented.shape == x.shape
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1
+    assert all(not torch.equal(one, other) for one, other in zip(augmented, x, strict=True))
+    assert torch.equal(augmented, augment(x, torch.Generator().manual_seed(0)))
+
+
+def test_judge_learns_and_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    judge, test = tiny_judge(), drawings(64, seed=1)
+    train(judge, drawings(256, seed=0), {"test": test}, epochs=5, batch_size=16, seed=0)
+    assert "step 80/80" in capsys.readouterr().out
+    style, concept = accuracy(judge, test, "cpu")
+    assert style > 0.9
+    assert concept > 0.9
+
+    path = tmp_path / "folder" / "judge.safetensors"
+    save(judge, path, {"test": {"style": style}})
+    assert [file.name for file in path.parent.iterdir()] == ["judge.safetensors"]
+    assert read_judge_file(path)[1]["accuracy"] == {"test": {"style": style}}
+    loaded = load_judge(path)
+    assert loaded.styles == judge.styles
+    for logits, others in zip(loaded(test.pictures / 255), judge(test.pictures / 255), strict=True):
+        torch.testing.assert_close(logits, others, rtol=0.01, atol=0.02)
