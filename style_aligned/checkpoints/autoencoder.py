@@ -4,8 +4,7 @@ import torch
 from refiners.foundationals.latent_diffusion import LatentDiffusionAutoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.model import SD1Autoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.model import SDXLAutoencoder
-from torch import Tensor
-from torch import dtype as DType
+from torch import Tensor, dtype as DType
 
 
 class PreciseAutoencoder(LatentDiffusionAutoencoder):

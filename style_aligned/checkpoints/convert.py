@@ -11,8 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch import dtype as DType
+from torch import Tensor, dtype as DType
 
 from style_aligned.checkpoints.errors import CheckpointError
 from style_aligned.checkpoints.files import write_safetensors

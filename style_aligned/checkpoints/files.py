@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import Tensor
-from torch import dtype as DType
+from torch import Tensor, dtype as DType
 
 from style_aligned.checkpoints.errors import CheckpointError
 

@@ -5,9 +5,7 @@ from pathlib import Path
 import torch
 from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
-from torch import Tensor
-from torch import device as Device
-from torch import dtype as DType
+from torch import Tensor, device as Device, dtype as DType
 
 from style_aligned.checkpoints.autoencoder import PreciseAutoencoder, autoencoder_dtype
 from style_aligned.checkpoints.errors import CheckpointError
@@ -23,8 +21,8 @@ def load_model(
 ) -> StableDiffusion_XL | StableDiffusion_1:
     """Load a model.
 
-    No weight is initialised in vain. Weights that are stored in the type asked for stay on disk until they are used: they
-    are memory-mapped, so leave the files in place while the model lives.
+    No weight is initialised in vain. Weights that are stored in the type asked for stay on disk until they are used:
+    they are memory-mapped, so leave the files in place while the model lives.
 
     Args:
         name_or_path: `"mini"` for the embedded model, a diffusers folder, a single file with the original names, a

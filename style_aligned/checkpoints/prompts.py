@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Int
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
-from torch import Tensor
-from torch import device as Device
+from torch import Tensor, device as Device
 
 
 def warn_about_long_prompts(model: StableDiffusion_XL | StableDiffusion_1, prompts: Iterable[str]) -> list[str]:
