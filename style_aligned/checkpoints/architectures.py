@@ -55,9 +55,7 @@ class TextEncoder:
     def modules(self) -> Iterator[tuple[str, str]]:
         """Pair its modules in Refiners with their names in transformers."""
         if self.pooled:
-            names = (
-                (f"Parallel.{refiners}", name) for refiners, name in pooled_text_modules(self.refiners, self.layers)
-            )
+            names = pooled_text_modules(self.refiners, self.layers)
         else:
             names = text_modules(self.refiners, self.layers, skip_last=self.skip_last)
         for refiners, name in names:

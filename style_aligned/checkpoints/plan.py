@@ -117,10 +117,11 @@ def _check(weight: Weight) -> None:
         )
     if weight.source.transposed:
         shape = shape[::-1]
+    expected = weight.shape
     if weight.source.third is not None:
-        shape = (shape[0] / 3 if shape else 0, *shape[1:])
+        expected = (3 * expected[0], *expected[1:])
     # a linear layer and a convolution by one pixel are the same, so either may be stored for the other
-    is_same = shape == weight.shape or (len(shape) != len(weight.shape) and _trim(shape) == _trim(weight.shape))
+    is_same = shape == expected or (len(shape) != len(expected) and _trim(shape) == _trim(expected))
     if not is_same:
         raise CheckpointError(
             f"{stored.path}: {stored.key!r} has shape {stored.shape}, which does not fit {weight.key!r} of shape "
@@ -128,7 +129,7 @@ def _check(weight: Weight) -> None:
         )
 
 
-def _trim(shape: tuple[float, ...]) -> tuple[float, ...]:
+def _trim(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:-2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
 
 
