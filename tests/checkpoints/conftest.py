@@ -52,9 +52,7 @@ def tensors(folders: dict[str, Path]) -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def single_files(
-    tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def single_files(tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same weights with the original names, and what else published files hold."""
     folder = tmp_path_factory.mktemp("single")
     files: dict[str, Path] = {}

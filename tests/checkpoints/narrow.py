@@ -148,4 +148,3 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
-

@@ -79,7 +79,9 @@ def make_pipeline(kind: str, folder: Path) -> Any:
         vae = randomise(
             diffusers.AutoencoderKL(**NARROW_AUTOENCODER_CONFIG, scaling_factor=SCALING_FACTORS[kind]), seed=2
         )
-        text_encoder = randomise(transformers.CLIPTextModel(transformers.CLIPTextConfig(**NARROW_TEXT_L_CONFIG)), seed=3)
+        text_encoder = randomise(
+            transformers.CLIPTextModel(transformers.CLIPTextConfig(**NARROW_TEXT_L_CONFIG)), seed=3
+        )
         scheduler = diffusers.DDIMScheduler(**SCHEDULER_CONFIG)
         tokenizer = make_tokenizer(folder)
         if kind == "1":
@@ -96,7 +98,7 @@ def make_pipeline(kind: str, folder: Path) -> Any:
         else:
             config = transformers.CLIPTextConfig(**NARROW_TEXT_G_CONFIG)
             tokenizer_2 = make_tokenizer(folder)
-            tokenizer_2.pad_token = "!"  # noqa: S105
+            tokenizer_2.pad_token = "!"
             pipeline = diffusers.StableDiffusionXLPipeline(
                 vae=vae,
                 text_encoder=text_encoder,
