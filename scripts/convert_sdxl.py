@@ -1,4 +1,7 @@
-"""Convert the weights of Stable Diffusion XL to Refiners' format: python scripts/convert_sdxl.py --from SOURCE --to FOLDER [--half]"""
+"""Convert the weights of Stable Diffusion XL to Refiners\' format.
+
+python scripts/convert_sdxl.py --from SOURCE --to FOLDER [--half]
+"""
 
 import sys
 

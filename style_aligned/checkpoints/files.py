@@ -71,7 +71,8 @@ class StoredTensor:
             file.seek(self.offset)
             if file.readinto(buffer) != len(buffer):
                 raise CheckpointError(f"{self.path}: the file ends within the tensor {self.key!r}")
-        return torch.frombuffer(buffer, dtype=self.dtype).reshape(self.shape)
+        flat = torch.frombuffer(buffer, dtype=self.dtype) if buffer else torch.empty(0, dtype=self.dtype)
+        return flat.reshape(self.shape)
 
 
 class MemoryMaps:
@@ -84,8 +85,9 @@ class MemoryMaps:
         self.maps: dict[Path, mmap.mmap] = {}
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        if stored.offset % stored.dtype.itemsize:
-            return stored.read()  # an old file whose header is not padded: processors want their numbers aligned
+        # an old file whose header is not padded: processors want their numbers aligned
+        if stored.offset % stored.dtype.itemsize or stored.nbytes == 0:
+            return stored.read()
         if stored.path not in self.maps:
             with stored.path.open("rb") as file:
                 self.maps[stored.path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

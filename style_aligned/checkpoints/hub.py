@@ -33,8 +33,8 @@ def download(name: str, *, prefer_half: bool) -> Path:
         CheckpointError: Without `huggingface_hub`, without network, or if the hub does not give such a model.
     """
     try:
-        from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
     except ImportError as error:
         raise CheckpointError(
             f"{name}: no such file or folder, and huggingface_hub, which would look for it on the hub, is not "
@@ -50,13 +50,13 @@ def download(name: str, *, prefer_half: bool) -> Path:
         ) from error
     except HfHubHTTPError as error:
         raise CheckpointError(f"{name}: the hub refused to list its files: {_first_line(error)}") from error
-    except Exception as error:  # no network, offline mode: the library in use says so in its own way
-        try:
-            return Path(snapshot_download(repo_id=name, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise CheckpointError(
-                f"{name}: not in the hub's cache on this machine, and the hub cannot be reached: {_first_line(error)}"
-            ) from error
+    except Exception as error:  # no network, or offline mode: the library in use says so in its own way
+        cached = try_to_load_from_cache(repo_id=name, filename="model_index.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise CheckpointError(
+            f"{name}: not in the hub's cache on this machine, and the hub cannot be reached: {_first_line(error)}"
+        ) from error
 
     wanted = wanted_files(files, prefer_half=prefer_half, where=name)
     try:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable
-from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -19,7 +18,7 @@ def warn_about_long_prompts(model: StableDiffusion_XL | StableDiffusion_1, promp
         prompts: The prompts.
 
     Returns:
-        What is cut off each prompt, in the tokenizer's spelling (lower case, single spaces): "" where nothing is.
+        What is cut off each prompt, from the first word that does not fit: "" where nothing is.
     """
     tokenizer = model.clip_text_encoder.find(CLIPTokenizer)
     cuts: list[str] = []
@@ -64,14 +63,12 @@ def time_ids(
 
 
 def _cut_text(tokenizer: CLIPTokenizer, prompt: str) -> str:
-    tokens = cast(list[int], tokenizer.encode(prompt).tolist())[1:-1][tokenizer.sequence_length - 2 :]  # type: ignore
-    spelling = {token: text for text, token in tokenizer.token_to_id_mapping.items()}
-    words = "".join(spelling[token].replace("</w>", " ") for token in tokens).split(" ")
-    return " ".join(_decode(tokenizer, word) for word in words).strip()
-
-
-def _decode(tokenizer: CLIPTokenizer, word: str) -> str:
-    return bytes(tokenizer.byte_decoder[character] for character in word).decode("utf-8", errors="replace")
+    room = tokenizer.sequence_length - 2  # beside the tokens that start and end the text
+    for word in tokenizer.token_pattern.finditer(prompt):
+        room -= tokenizer.encode(word.group()).numel() - 2
+        if room < 0:
+            return prompt[word.start() :]
+    return ""
 
 
 def _shorten(prompt: str, length: int = 40) -> str:

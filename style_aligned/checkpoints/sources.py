@@ -147,7 +147,7 @@ def _open_diffusers(name: str, path: Path, prefer_half: bool) -> Checkpoint:
                 if key in tensors:
                     raise CheckpointError(f"{tensor.path}: the tensor {tensor.key!r} is there twice")
                 tensors[key] = tensor
-    is_xl = (path / "text_encoder_2").is_dir()
+    is_xl = (path / "text_encoder_2").is_dir() or any(key.startswith("unet.add_embedding.") for key in tensors)
     if is_xl and not (path / "text_encoder").is_dir():
         raise CheckpointError(f"{path}: the refiner of Stable Diffusion XL (it has no text_encoder); {SUPPORTED}")
     scheduler = path / "scheduler" / "scheduler_config.json"

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,14 @@ def single_files(tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest
     return files
 
 
-@pytest.fixture(autouse=True)
-def narrow_architectures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let everything be loaded into models of a fraction of the width, but in the tests of the full size."""
-    if "full_size" not in request.fixturenames:
-        monkeypatch.setattr(sources, "STABLE_DIFFUSION_XL", NARROW_XL)
-        monkeypatch.setattr(sources, "STABLE_DIFFUSION_1", NARROW_1)
-
-
-@pytest.fixture
-def full_size() -> None:
-    """Ask for the published widths."""
+@pytest.fixture(autouse=True, scope="module")
+def narrow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let everything be loaded into models of a fraction of the width, but in modules that set `FULL_SIZE`."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if not getattr(request.module, "FULL_SIZE", False):
+            monkeypatch.setattr(sources, "STABLE_DIFFUSION_XL", NARROW_XL)
+            monkeypatch.setattr(sources, "STABLE_DIFFUSION_1", NARROW_1)
+        yield
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_read(file: Path) -> None:
     assert metadata["hello"] == "you"
     assert {tensor.key for tensor in stored} == set(TENSORS)
     for tensor in stored:
-        for values in (tensor.read(), *([maps.tensor(tensor)] if tensor.nbytes else [])):
+        for values in (tensor.read(), maps.tensor(tensor)):
             assert values.dtype == TENSORS[tensor.key].dtype
             assert torch.equal(values, TENSORS[tensor.key])
 
@@ -59,8 +59,7 @@ def test_an_old_file_without_padding(file: Path) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + file.read_bytes()[8 + length :])
     maps = MemoryMaps()
     for tensor in read_header(file)[0]:
-        if tensor.nbytes:
-            assert torch.equal(maps.tensor(tensor), TENSORS[tensor.key])
+        assert torch.equal(maps.tensor(tensor), TENSORS[tensor.key])
 
 
 def test_write(tmp_path: Path) -> None:
@@ -79,9 +78,7 @@ def test_a_truncated_file(file: Path) -> None:
     content = file.read_bytes()
     end = len(content)
     file.write_bytes(content[:-1])
-    with pytest.raises(
-        CheckpointError, match=rf"model\.safetensors: truncated \({end - 1} bytes; '.+' ends at byte {end}"
-    ):
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: truncated \({end - 1} bytes; '.+' ends at byte"):
         read_header(file)
     file.write_bytes(content[:100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated within its header \(100 of at least"):
@@ -99,7 +96,7 @@ def test_a_truncated_file(file: Path) -> None:
         ('{"a": 1}', "its header cannot be read"),
         (
             {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
-            r"damaged header \('a' of shape \(2,\) takes 4",
+            r"\('a' of shape \(2,\) takes 4 bytes\)",
         ),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}, "damaged header"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "damaged header"),

@@ -23,7 +23,8 @@ from tests.checkpoints.narrow import (
 from tests.checkpoints.pipelines import diffusers, make_tokenizer, quiet, randomise, transformers
 from tests.checkpoints.test_parts import PROMPTS, STEPS, error, random
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("full_size")]
+pytestmark = pytest.mark.slow
+FULL_SIZE = True
 NEGATIVE = "blurry"
 
 
@@ -45,6 +46,10 @@ def build(make: Callable[[], Any], seed: int) -> Any:
         for name, buffer in module.named_buffers(recurse=False):
             if name == "position_ids":
                 setattr(module, name, torch.arange(buffer.shape[-1])[None])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(name.endswith("weight"))
     return randomise(model, seed=seed)
 
 
@@ -117,7 +122,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def model(saved: Saved, full_size: None) -> Any:
+def model(saved: Saved) -> Any:
     return load_model(saved.folder)
 
 

@@ -23,7 +23,7 @@ from style_aligned.checkpoints.sources import Checkpoint
 from tests.checkpoints.narrow import AUTOENCODER_CONFIG, TEXT_G_CONFIG, TEXT_L_CONFIG, UNET_CONFIGS
 from tests.checkpoints.pipelines import diffusers, quiet, single_file_utils, to_original, transformers
 
-pytestmark = pytest.mark.usefixtures("full_size")
+FULL_SIZE = True
 ARCHITECTURES = {"xl": STABLE_DIFFUSION_XL, "1": STABLE_DIFFUSION_1}
 
 

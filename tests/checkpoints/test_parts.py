@@ -15,9 +15,17 @@ PROMPTS = ["a fox, neon sign", "two whales & a lighthouse, in 1890!"]
 STEPS = 3
 
 
-@pytest.fixture(params=["diffusers", "original"])
-def model(request: pytest.FixtureRequest, folder: Path, single_file: Path) -> Any:
-    return load_model(folder if request.param == "diffusers" else single_file)
+@pytest.fixture(scope="module", params=["diffusers", "original"])
+def models(
+    request: pytest.FixtureRequest, folders: dict[str, Path], single_files: dict[str, Path], narrow: None
+) -> dict[str, Any]:
+    paths = folders if request.param == "diffusers" else single_files
+    return {kind: load_model(path) for kind, path in paths.items()}
+
+
+@pytest.fixture
+def model(models: dict[str, Any], kind: str) -> Any:
+    return models[kind]
 
 
 def error(actual: Tensor, expected: Tensor) -> float:

@@ -17,6 +17,12 @@ from style_aligned.checkpoints.sources import open_checkpoint
 from tests.checkpoints.pipelines import quiet
 
 
+@pytest.fixture(scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Stable Diffusion 1.5 alone, which is faster, unless a test asks for both."""
+    return getattr(request, "param", "1")
+
+
 def altered(folder: Path, tmp_path: Path, changes: dict[str, Tensor | None]) -> Path:
     """Copy a diffusers folder with some tensors replaced, added, or (`None`) removed."""
     copy = tmp_path / "altered"
@@ -47,6 +53,7 @@ def same(first: Any, second: Any) -> None:
     assert all(torch.equal(state[key], weight) for key, weight in expected.items())
 
 
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
 def test_sharded_and_half_precision_folders(pipeline: Any, folder: Path, tmp_path: Path) -> None:
     with quiet():
         pipeline.save_pretrained(tmp_path / "shards", max_shard_size="3MB")
@@ -225,6 +232,7 @@ def test_another_kind_of_folder(folders: dict[str, Path], tmp_path: Path) -> Non
     refused(copy, "the refiner of Stable Diffusion XL")
 
 
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
 def test_a_folder_of_refiners(folder: Path, single_file: Path, tmp_path: Path, kind: str) -> None:
     target = convert_checkpoint(single_file, tmp_path / "refiners").target
     assert open_checkpoint(target).layout == "refiners"
