@@ -2,8 +2,8 @@
 
     python scripts/benchmark_loading.py [--architecture xl] [--repeat 3]
 
-Random bfloat16 weights are written to a temporary folder first (6.9 GB for Stable Diffusion XL). Refiners' own way peaks
-at twice that.
+Random bfloat16 weights are written to a temporary folder first (6.9 GB for Stable Diffusion XL). Refiners' own way
+peaks at twice that.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         header: dict[str, Any] = json.loads(text)
         metadata = cast(dict[str, str], header.pop("__metadata__", None) or {})
         tensors = [_stored_tensor(path, key, value, start=8 + length) for key, value in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not a safetensors file (its header cannot be read: {error!r})") from error
@@ -153,6 +153,8 @@ def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         end += tensor.nbytes
         if end > size:
             raise CheckpointError(f"{path}: truncated ({size} bytes; {tensor.key!r} ends at byte {end})")
+    if end != size:
+        raise CheckpointError(f"{path}: a damaged header (the last tensor ends at byte {end} of {size})")
     return tensors, metadata
 
 

@@ -71,7 +71,10 @@ class Schedule:
             warnings.warn(
                 f"{where}: timesteps spaced {config['timestep_spacing']!r}; they will be 'leading' here", stacklevel=2
             )
-        fields = {name: type(default)(config.get(name, default)) for name, default in vars(cls()).items()}
+        try:
+            fields = {name: type(default)(config.get(name, default)) for name, default in vars(cls()).items()}
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{where}: settings that make no sense: {error}") from error
         if fields["beta_schedule"] not in NOISE_SCHEDULES:
             raise CheckpointError(
                 f"{where}: a beta schedule {fields['beta_schedule']!r}; expected one of {', '.join(NOISE_SCHEDULES)}"

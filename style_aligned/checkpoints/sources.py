@@ -99,8 +99,13 @@ def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False) -> C
     Raises:
         CheckpointError: For anything else, with what it seems to be.
     """
-    path = Path(name_or_path).expanduser()
-    name = str(name_or_path)
+    try:
+        return _open(str(name_or_path), Path(name_or_path).expanduser(), prefer_half)
+    except OSError as error:
+        raise CheckpointError(f"{name_or_path}: cannot be read: {error}") from error
+
+
+def _open(name: str, path: Path, prefer_half: bool) -> Checkpoint:
     if not path.exists():
         if not is_hub_name(name):
             raise CheckpointError(
@@ -152,7 +157,8 @@ def _open_diffusers(name: str, path: Path, prefer_half: bool) -> Checkpoint:
         raise CheckpointError(f"{path}: the refiner of Stable Diffusion XL (it has no text_encoder); {SUPPORTED}")
     scheduler = path / "scheduler" / "scheduler_config.json"
     schedule = Schedule.from_config(_read_json(scheduler), where=scheduler)
-    encoder_scale = _read_json(path / "vae" / "config.json").get("scaling_factor")
+    scale = _read_json(path / "vae" / "config.json").get("scaling_factor")
+    encoder_scale = float(scale) if isinstance(scale, int | float) else None
     return _checkpoint(name, path, "diffusers", is_xl, tensors, schedule, encoder_scale)
 
 
@@ -165,7 +171,7 @@ def _open_refiners(name: str, path: Path) -> Checkpoint:
             raise CheckpointError(f"{path}: the file {names[0]}.safetensors is missing")
         stored, metadata = read_header(file)
         tensors |= {f"{part}.{tensor.key}": tensor for tensor in stored}
-        if "settings" in metadata:
+        if "converter" in metadata:  # ours: it says what has to be known beside the weights
             settings = json.loads(metadata["settings"])
     is_xl = any("TextTimeEmbedding" in key for key in tensors)
     schedule = Schedule(**settings.get("schedule", {}))
@@ -188,8 +194,9 @@ def _checkpoint(
 
 def _refuse_foreign(path: Path, keys: Iterable[str], *, in_part: bool = False) -> None:
     patterns = FOREIGN[:2] if in_part else FOREIGN
-    for key in keys:
-        for pattern, what in patterns:
+    keys = list(keys)
+    for pattern, what in patterns:
+        for key in keys:
             if re.search(pattern, key):
                 raise CheckpointError(f"{path}: {what} (it holds {key!r}); {SUPPORTED}")
 

@@ -1,6 +1,6 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -23,41 +23,56 @@ def architecture(kind: str) -> Architecture:
     return NARROW[kind]
 
 
+T = TypeVar("T")
+
+
+class Made(dict[str, T]):
+    """What is made of each kind of model, once somebody asks for it."""
+
+    def __init__(self, make: Callable[[str], T]) -> None:
+        self.make = make
+
+    def __missing__(self, kind: str) -> T:
+        self[kind] = self.make(kind)
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    return {kind: make_pipeline(kind, folder) for kind in NARROW}
+    return Made(lambda kind: make_pipeline(kind, tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(scope="session")
 def folders(pipelines: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pipelines, as diffusers saves them."""
-    folders = {kind: tmp_path_factory.mktemp("diffusers") / kind for kind in pipelines}
-    with quiet():
-        for kind, pipeline in pipelines.items():
-            pipeline.save_pretrained(folders[kind])
-    return folders
+
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("diffusers") / kind
+        with quiet():
+            pipelines[kind].save_pretrained(folder)
+        return folder
+
+    return Made(make)
 
 
 @pytest.fixture(scope="session")
 def tensors(folders: dict[str, Path]) -> dict[str, dict[str, Tensor]]:
     """What is in the folders, by canonical key."""
-    return {
-        kind: {
+    return Made(
+        lambda kind: {
             canonical_key(f"{file.parent.name}.{key}"): tensor
-            for file in folder.glob("*/*.safetensors")
+            for file in folders[kind].glob("*/*.safetensors")
             for key, tensor in load_file(file).items()
         }
-        for kind, folder in folders.items()
-    }
+    )
 
 
 @pytest.fixture(scope="session")
 def single_files(tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same weights with the original names, and what else published files hold."""
-    folder = tmp_path_factory.mktemp("single")
-    files: dict[str, Path] = {}
-    for kind, architecture in NARROW.items():
+
+    def make(kind: str) -> Path:
+        architecture = NARROW[kind]
         state = to_original(architecture, tensors[kind])
         state["alphas_cumprod"] = torch.rand(1000)
         state["model_ema.decay"] = torch.zeros(())
@@ -68,9 +83,11 @@ def single_files(tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest
                 if key.startswith(("text_encoder.encoder.layers.11.", "text_encoder.final_layer_norm.")):
                     state[prefix + key.removeprefix("text_encoder.")] = tensor
             state["conditioner.embedders.1.model.logit_scale"] = torch.zeros(())
-        files[kind] = folder / f"{kind}.safetensors"
-        save_file(state, files[kind])
-    return files
+        file = tmp_path_factory.mktemp("single") / f"{kind}.safetensors"
+        save_file(state, file)
+        return file
+
+    return Made(make)
 
 
 @pytest.fixture(autouse=True, scope="module")

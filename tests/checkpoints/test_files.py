@@ -100,6 +100,8 @@ def test_a_truncated_file(file: Path) -> None:
         ),
         ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}, "damaged header"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, "damaged header"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, "the last tensor ends at byte"),
+        ("[" * 100_000, "its header cannot be read"),
         ({"a": {"dtype": "X", "shape": [1], "data_offsets": [0, 4]}}, "'a' holds numbers of the type X"),
         (
             {

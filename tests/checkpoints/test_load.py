@@ -20,6 +20,13 @@ from tests.checkpoints.test_parts import error, random
 from tests.checkpoints.test_sources import altered
 
 
+@pytest.fixture(scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Stable Diffusion 1.5 alone, which is faster, unless a test asks for both."""
+    return getattr(request, "param", "1")
+
+
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
 def test_the_model_is_complete(folder: Path, kind: str) -> None:
     model = load_model(folder)
     assert type(model) is (StableDiffusion_XL if kind == "xl" else StableDiffusion_1)
@@ -59,8 +66,8 @@ def test_weights_of_the_right_type_are_mapped(folder: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_autoencoder_of_a_half_precision_model(folders: dict[str, Path]) -> None:
-    model, full = load_model(folders["xl"], dtype=torch.float16), load_model(folders["xl"])
+def test_the_autoencoder_of_a_half_precision_model(folder: Path) -> None:
+    model, full = load_model(folder, dtype=torch.float16), load_model(folder)
     latents = random(1, 4, 8, 8).half()
     image, expected = model.lda.latents_to_image(latents), full.lda.latents_to_image(latents.float())
     assert image.tobytes() == expected.tobytes()
@@ -70,8 +77,8 @@ def test_the_autoencoder_of_a_half_precision_model(folders: dict[str, Path]) -> 
 
 
 @torch.no_grad()
-def test_the_autoencoder_does_not_overflow(folders: dict[str, Path]) -> None:
-    model, naive = load_model(folders["1"], dtype=torch.float16), load_model(folders["1"])
+def test_the_autoencoder_does_not_overflow(folder: Path) -> None:
+    model, naive = load_model(folder, dtype=torch.float16), load_model(folder)
     for lda in (model.lda, naive.lda):
         convolution = lda.layer(("Decoder", "Chain_1", "Chain_1", "Resnet_1", "Chain", "Conv2d_2"), fl.Conv2d)
         torch.nn.init.constant_(convolution.bias, 1e5)
@@ -80,12 +87,12 @@ def test_the_autoencoder_does_not_overflow(folders: dict[str, Path]) -> None:
     assert not naive.lda.to(dtype=torch.float16).decode(latents).isfinite().all()
 
 
-def test_weights_beyond_float16(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_weights_beyond_float16(folder: Path, tmp_path: Path) -> None:
 
-    folder = altered(folders["1"], tmp_path, {"unet.conv_in.bias": torch.full((32,), 1e6)})
+    copy = altered(folder, tmp_path, {"unet.conv_in.bias": torch.full((32,), 1e6)})
     with pytest.raises(CheckpointError, match=r"'conv_in\.bias' exceeds the range of float16; use bfloat16 or float32"):
-        load_model(folder, dtype=torch.float16)
-    load_model(folder, dtype=torch.bfloat16)
+        load_model(copy, dtype=torch.float16)
+    load_model(copy, dtype=torch.bfloat16)
 
 
 def test_another_type(folder: Path) -> None:
@@ -126,8 +133,8 @@ def test_why_the_solver_is_not_that_of_refiners() -> None:
     assert (difference / noise).mean().item() == pytest.approx(0.0292, abs=1e-4)
 
 
-def test_the_solver_is_precise_in_a_half_precision_model(folders: dict[str, Path]) -> None:
-    model = load_model(folders["xl"], dtype=torch.float16)
+def test_the_solver_is_precise_in_a_half_precision_model(folder: Path) -> None:
+    model = load_model(folder, dtype=torch.float16)
     model.set_inference_steps(20)
     solver: Solver = model.solver
     assert isinstance(solver, SourceDDIM)
@@ -149,6 +156,8 @@ def test_settings_that_are_not_supported() -> None:
         Schedule.from_config({"prediction_type": "v_prediction"}, where="here")
     with pytest.raises(CheckpointError, match="here: a beta schedule 'squaredcos_cap_v2'; expected one of"):
         Schedule.from_config({"beta_schedule": "squaredcos_cap_v2"}, where="here")
+    with pytest.raises(CheckpointError, match="here: settings that make no sense"):
+        Schedule.from_config({"beta_end": None}, where="here")
     with pytest.warns(UserWarning, match="here: timesteps spaced 'trailing'; they will be 'leading' here"):
         Schedule.from_config({"timestep_spacing": "trailing"}, where="here")
 

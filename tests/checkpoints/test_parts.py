@@ -10,6 +10,7 @@ from refiners.foundationals.latent_diffusion import StableDiffusion_XL
 from torch import Tensor
 
 from style_aligned.checkpoints import load_model, time_ids
+from tests.checkpoints.conftest import Made
 
 PROMPTS = ["a fox, neon sign", "two whales & a lighthouse, in 1890!"]
 STEPS = 3
@@ -20,7 +21,7 @@ def models(
     request: pytest.FixtureRequest, folders: dict[str, Path], single_files: dict[str, Path], narrow: None
 ) -> dict[str, Any]:
     paths = folders if request.param == "diffusers" else single_files
-    return {kind: load_model(path) for kind, path in paths.items()}
+    return Made(lambda kind: load_model(paths[kind]))
 
 
 @pytest.fixture
