@@ -115,7 +115,7 @@ def _check_target(conversion: Conversion) -> None:
 
 def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None:
     checkpoint = conversion.checkpoint
-    done = 0
+    done, total = 0, conversion.nbytes
 
     def read(weight: Weight) -> Tensor:
         nonlocal done
@@ -126,7 +126,7 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
                 f"{weight.stored.path}: {weight.stored.key!r} exceeds the range of float16; convert without it"
             )
         done += converted.nbytes
-        progress(done, conversion.nbytes)
+        progress(done, total)
         return converted
 
     metadata = {

@@ -33,7 +33,11 @@ def download(name: str, *, prefer_half: bool) -> Path:
         CheckpointError: Without `huggingface_hub`, without network, or if the hub does not give such a model.
     """
     try:
-        from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+        from huggingface_hub import (
+            HfApi,
+            snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+            try_to_load_from_cache,
+        )
         from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
     except ImportError as error:
         raise CheckpointError(

@@ -1,10 +1,11 @@
 """Pipelines of diffusers with random weights, saved by diffusers and transformers themselves."""
 
 import contextlib
+import importlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None, None, None]:
     """What other libraries warn about is none of our business."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -34,9 +35,10 @@ def quiet() -> Iterator[None]:
 
 
 with quiet():
-    import diffusers
-    import transformers
-    from diffusers.loaders import single_file_utils
+    # untyped for us: their own annotations contradict their own settings
+    diffusers: Any = importlib.import_module("diffusers")
+    transformers: Any = importlib.import_module("transformers")
+    single_file_utils: Any = importlib.import_module("diffusers.loaders.single_file_utils")
 
     diffusers.utils.logging.set_verbosity_error()
     diffusers.utils.logging.disable_progress_bar()

@@ -51,7 +51,8 @@ def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
             assert torch.equal(state[key], weight.to(expected))
 
 
-def test_weights_of_the_right_type_are_mapped(folder: Path) -> None:
+def test_weights_of_the_right_type_are_mapped(folder: Path, tmp_path: Path) -> None:
+    folder = altered(folder, tmp_path, {})
     # the kernel's list of what is mapped names the files
     model = load_model(folder)
     maps = Path("/proc/self/maps")
