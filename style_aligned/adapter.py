@@ -1,7 +1,7 @@
 """StyleAligned as an adapter: what can be set, how it goes into a model, and how it comes out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -222,7 +222,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self.eject()
 
     @contextmanager
-    def record(self, bank: ReferenceBank) -> Iterator[None]:
+    def record(self, bank: ReferenceBank) -> Generator[None, None, None]:
         """Make the target take references alone, and record what targets need of them.
 
         Each row of a batch is a reference then: for one set, its two guidance halves. They come out as they do without
@@ -253,7 +253,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             yield
 
     @contextmanager
-    def replay(self, bank: ReferenceBank) -> Iterator[None]:
+    def replay(self, bank: ReferenceBank) -> Generator[None, None, None]:
         """Make the target take targets alone, which share the references that were recorded.
 
         A batch holds as many consecutive rows for each of the recorded ones, in their order.
@@ -366,7 +366,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         return sites
 
     @contextmanager
-    def _in_mode(self, mode: Mode, bank: ReferenceBank) -> Iterator[None]:
+    def _in_mode(self, mode: Mode, bank: ReferenceBank) -> Generator[None, None, None]:
         if not self._is_injected:
             raise ValueError(f"this StyleAlignedAdapter is not injected: expected inject() before {mode}()")
         if self.full_attention_share:

@@ -211,7 +211,7 @@ def _advance(
             text=stack(texts[start : start + batch_size]),
             condition_scale=style.condition_scale,
         )
-        for trajectory, own_noise in zip(batch, predicted_noise.split(1), strict=True):
+        for trajectory, own_noise in zip(batch, predicted_noise.chunk(len(batch)), strict=True):
             trajectory.advance(own_noise, step)
         if on_step is not None:
             on_step(len(batch))

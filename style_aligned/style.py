@@ -13,7 +13,7 @@ from PIL import Image
 from refiners.foundationals.latent_diffusion import StableDiffusion_XL
 from refiners.foundationals.latent_diffusion.solvers import Solver
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from style_aligned.adapter import StyleAlignedAdapter
@@ -259,9 +259,10 @@ class Style:
             raise StyleError(f"expected {path} as it was written, got one that was altered: its checksum differs")
         preview = Image.open(io.BytesIO(tensors.pop("preview").numpy().tobytes()))
         preview.load()
+        settings |= {"size": (height, width)}
         del settings["format"]
         return cls(
-            **{**settings, "size": (height, width)},
+            **settings,
             latents=tensors["latents"],
             text=TextEmbedding(tensors["clip_text_embedding"], tensors.get("pooled_text_embedding")),
             preview=preview,

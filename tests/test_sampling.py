@@ -43,7 +43,7 @@ def in_one_batch(model: Any, options: dict[str, Any]) -> Tensor:
     embeddings = embeddings if isinstance(embeddings, tuple) else (embeddings,)
     halves = 2 if model.classifier_free_guidance else 1
     embeddings = [embedding[-halves * len(prompts) :] for embedding in embeddings]
-    context = dict(zip(("clip_text_embedding", "pooled_text_embedding"), embeddings, strict=False))
+    context: dict[str, Tensor] = dict(zip(("clip_text_embedding", "pooled_text_embedding"), embeddings, strict=False))
     if len(context) == 2:
         context["time_ids"] = torch.tensor([[*SIZE, 0, 0, *SIZE]]).repeat(halves * len(prompts), 1)
     with torch.no_grad(), StyleAlignedAdapter(model.unet, set_size=len(prompts), **options):
@@ -146,7 +146,7 @@ def test_the_model_is_left_as_it_was(model: Mini) -> None:
 def test_wrong_arguments(model: Mini, arguments: dict[str, Any], message: str) -> None:
     style = make_style(model)
     with pytest.raises(ValueError, match=message):
-        generate(model, style, **{"prompts": PROMPTS, **arguments})  # at once, not at the first image
+        generate(model, style, arguments.pop("prompts", PROMPTS), **arguments)  # at once, not at the first image
 
 
 def test_self_attention_guidance_is_refused(fresh_mini: Mini) -> None:

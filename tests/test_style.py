@@ -210,4 +210,4 @@ def test_other_weights(model: Mini, style: Style) -> None:
 )
 def test_wrong_settings(model: Mini, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Style.from_prompt(model, **{"prompt": "a fox", **arguments})
+        Style.from_prompt(model, arguments.pop("prompt", "a fox"), **arguments)
