@@ -13,13 +13,8 @@ from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from torch import Tensor
 
 from style_aligned.bank import RecordReferences, ReferenceBank, ReplayReferences
-from style_aligned.layers import (
-    FullySharedScaledDotProductAttention,
-    GetReferences,
-    ScaleReferences,
-    SharedScaledDotProductAttention,
-    split_rows,
-)
+from style_aligned.layers import GetReferences, ScaleReferences, split_rows
+from style_aligned.shared import FullySharedScaledDotProductAttention, SharedScaledDotProductAttention
 from style_aligned.sites import (
     Mode,
     Site,
@@ -178,20 +173,28 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             The adapter.
 
         Raises:
-            ValueError: If this adapter is injected already, or if another one shares the layers of the target. Nothing
-                has changed then.
+            ValueError: If this adapter is injected already, if another one shares the layers of the target, or if the
+                target is not in the parent. Nothing has changed then.
         """
         if self._is_injected:
             raise ValueError("this StyleAlignedAdapter is injected already: expected eject() before inject()")
         check_target(self.target, share_group_norm=self.share_group_norm)
+        if any(isinstance(ancestor, StyleAlignedAdapter) for ancestor in self.target.get_parents()):
+            raise ValueError(
+                "expected a target that no StyleAlignedAdapter is injected in, got one in another StyleAlignedAdapter:"
+                " eject the other adapter first"
+            )
+        if parent is not None and parent.find_parent(self.target) is None:
+            name = type(self.target).__name__
+            raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
         self._is_injected = True
         self._sites = self._build_sites()
         for site in self._sites:
             site.inject()
         self._apply_options()
-        if isinstance(self.target, SD1UNet | SDXLUNet):
-            self.target.insert(0, self._check_input[0])
+        for unet in self._find_unets():
+            unet.insert(0, self._check_input[0])
         return super().inject(parent)
 
     def eject(self) -> None:
@@ -206,8 +209,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             site.eject()
         self._is_injected = False
         self._sites = []
-        if isinstance(self.target, SD1UNet | SDXLUNet):
-            self.target.remove(self._check_input[0])
+        for unet in self._find_unets():
+            unet.remove(self._check_input[0])
         super().eject()
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
@@ -278,7 +281,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         Raises:
             ValueError: If the latents are not of rank 4, if their rows cannot be split into sets, if `set_size` is None
-                and the two halves of the batch differ (it is no classifier-free guidance batch of one set), if targets
+                and the two halves of the batch differ (it is no classifier-free guidance batch of one set), if it is
+                one and `set_size` takes both halves for a set, if targets
                 do not fit the references that were recorded, or if another adapter has put a layer between this one's
                 and the attention since.
         """
@@ -298,6 +302,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 f"got a batch of {x.shape[0]} rows whose halves differ, expected the same latents twice, as in"
                 " classifier-free guidance with one set: without guidance, or for several sets in one batch, give the"
                 " adapter a set_size"
+            )
+        if self.set_size == len(x) and len(x) % 2 == 0 and torch.equal(*x.chunk(2)) and not (x == x[:1]).all():
+            raise ValueError(
+                f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
+                f" of {self.set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
             )
         return x
 
@@ -338,6 +347,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 f" {tuple(bank.latents_shape[1:])}, as the references that were recorded"
             )
 
+    def _find_unets(self) -> list[fl.Chain]:
+        return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]
+
     def _build_sites(self) -> list[Site]:
         """Build the layers for every self-attention and group normalization that shares."""
         sites: list[Site] = []
@@ -376,11 +388,25 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             )
         if self._mode != "batch":
             raise ValueError(f"expected {mode}() outside of {self._mode}(), got it inside")
-        for site in self._sites:
-            site.set_mode(mode)
-        self._mode, self._bank = mode, bank
-        self._apply_options()
+        options: dict[str, object] = {
+            "adain_queries": self.adain_queries,
+            "adain_keys": self.adain_keys,
+            "adain_values": self.adain_values,
+            "share_attention": self.share_attention,
+            "share_group_norm": self.share_group_norm,
+            "only_self_level": self.only_self_level,
+        }
+        if mode == "record":
+            bank.clear()
+            bank.options = options
+        elif bank.options is not None and bank.options != options:
+            differing = ", ".join(name for name in options if bank.options[name] != options[name])
+            raise ValueError(f"expected a bank that was recorded with the same options, got one with other {differing}")
         try:
+            for site in self._sites:
+                site.set_mode(mode)
+            self._mode, self._bank = mode, bank
+            self._apply_options()
             yield
         finally:
             self._mode, self._bank = "batch", None

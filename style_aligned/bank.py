@@ -22,6 +22,7 @@ class ReferenceBank:
         """
         self.device = None if device is None else Device(device)
         self.latents_shape: Size | None = None
+        self.options: dict[str, object] | None = None
         self._features: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -31,6 +32,12 @@ class ReferenceBank:
     def nbytes(self) -> int:
         """The memory that the features take, in bytes."""
         return sum(features.nbytes for features in self._features.values())
+
+    def clear(self) -> None:
+        """Forget what was recorded."""
+        self.latents_shape = None
+        self.options = None
+        self._features.clear()
 
     def store(self, key: str, features: Tensor) -> None:
         """Keep the features of the references at one site, in place of those of the step before.
@@ -93,6 +100,9 @@ class ReplayReferences(fl.Module):
 
     Returns:
         references (Float[Tensor, "groups reference_tokens dim"]): The features of the references.
+
+    Raises:
+        ValueError: If nothing was recorded, or the targets are no multiple of the references.
     """
 
     bank: ReferenceBank
@@ -107,7 +117,13 @@ class ReplayReferences(fl.Module):
         self.key = key
 
     def forward(self, features: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "groups reference_tokens dim"]:
-        return self.bank.fetch(self.key, device=features.device)
+        references = self.bank.fetch(self.key, device=features.device)
+        if len(features) == 0 or len(features) % len(references) != 0:
+            raise ValueError(
+                f"got a batch of {len(features)} targets, expected a multiple of the {len(references)} rows that were"
+                " recorded"
+            )
+        return references
 
 
 def summarize(x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows 2 dim"]:

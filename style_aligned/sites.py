@@ -10,14 +10,8 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import Mid
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 
 from style_aligned.bank import RecordReferences, ReplayReferences
-from style_aligned.layers import (
-    AdaIn,
-    FullySharedScaledDotProductAttention,
-    GetReferences,
-    SharedGroupNorm,
-    SharedScaledDotProductAttention,
-    StyleAligned,
-)
+from style_aligned.layers import AdaIn, GetReferences, StyleAligned
+from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 
 TLayer = TypeVar("TLayer", bound=fl.Module)
 
@@ -29,6 +23,8 @@ SHARED_LAYERS = (
     SharedScaledDotProductAttention,
     FullySharedScaledDotProductAttention,
     SharedGroupNorm,
+    RecordReferences,
+    ReplayReferences,
     RefinersStyleAligned,
 )
 
@@ -129,7 +125,7 @@ def self_attention_site(
         adain_values: Whether to normalize the values.
         share: Whether the targets attend to the references.
     """
-    attention = self_attention.ensure_find(fl.ScaledDotProductAttention)
+    attention = next(layer for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention))
 
     def features(name: str, mode: Mode, adain: bool, share: bool, scale: float | None = None) -> fl.Module:
         if not adain and not share:
@@ -160,7 +156,7 @@ def fully_shared_site(self_attention: fl.SelfAttention) -> Site:
     Args:
         self_attention: The self-attention.
     """
-    attention = self_attention.ensure_find(fl.ScaledDotProductAttention)
+    attention = next(layer for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention))
     return Site(self_attention, attention, build=lambda mode: (FullySharedScaledDotProductAttention(attention),))
 
 
@@ -265,5 +261,6 @@ def _replay(chain: fl.Chain, key: str) -> None:
     """Make a chain take its references from a bank."""
     get_references = chain.ensure_find(GetReferences)
     chain.ensure_find_parent(get_references).replace(get_references, ReplayReferences(key))
-    for layer in chain.layers(AdaIn):
-        layer.references_included = False
+    for layer in (chain, *chain.layers(AdaIn)):
+        if isinstance(layer, AdaIn | SharedGroupNorm):
+            layer.references_included = False

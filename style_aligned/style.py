@@ -316,6 +316,8 @@ def _check_settings(
     size: tuple[int, int],
     options: dict[str, Any],
 ) -> None:
+    if model.has_self_attention_guidance():
+        raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
     if not prompt.strip():
         raise ValueError("expected a prompt with at least one word, got an empty one")
     if not 1 <= num_inference_steps <= 1000:

@@ -16,8 +16,8 @@ from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAd
 from safetensors import safe_open
 from torch import Tensor
 
-from style_aligned import StyleAligned, StyleAlignedAdapter
-from style_aligned.layers import SharedGroupNorm, SharedScaledDotProductAttention
+from style_aligned import ReferenceBank, StyleAligned, StyleAlignedAdapter
+from style_aligned.shared import SharedGroupNorm, SharedScaledDotProductAttention
 from style_aligned.sites import only_self
 from tests.oracle import relative_error
 from tests.test_layers import features
@@ -189,7 +189,7 @@ def test_eject_leaves_no_trace_in_the_outputs() -> None:
 def test_references_come_out_as_without_the_adapter() -> None:
     chain, x = blocks(), features(6, 10, 16)
     before = run(chain, x)
-    with StyleAlignedAdapter(chain, scale=0.7, shift=0.4):
+    with StyleAlignedAdapter(chain, scale=0.7, shift=0.4, share_group_norm=True):
         aligned = run(chain, x)
     assert torch.equal(aligned[::3], before[::3])
     assert relative_error(aligned[1:3], before[1:3]) > 1e-2
@@ -328,6 +328,32 @@ def test_a_target_that_another_adapter_shares(options: dict[str, Any]) -> None:
     assert snapshot(chain) == injected
 
 
+def test_a_target_in_a_mode_or_in_an_adapter_without_layers() -> None:
+    chain = blocks()
+    adapter = StyleAlignedAdapter(chain).inject()
+    with adapter.record(ReferenceBank()), pytest.raises(ValueError, match="that holds a RecordReferences already"):
+        StyleAlignedAdapter(chain)
+    adapter.eject()
+    late = StyleAlignedAdapter(chain)
+    StyleAlignedAdapter(chain, only_self_level=1.0).inject()
+    with pytest.raises(ValueError, match="got one in another StyleAlignedAdapter"):
+        late.inject()
+
+
+def test_a_parent_without_the_target() -> None:
+    chain = blocks()
+    before = snapshot(chain)
+    adapter = StyleAlignedAdapter(chain)
+    with pytest.raises(ValueError, match="expected a parent that holds the Blocks, got a Chain that does not"):
+        adapter.inject(fl.Chain(fl.Identity()))
+    assert snapshot(chain) == before
+    parent = fl.Chain(chain)
+    adapter.inject()
+    assert parent[0] is adapter
+    adapter.eject()
+    assert parent[0] is chain
+
+
 def test_a_target_that_the_builtin_adapter_shares() -> None:
     chain = blocks()
     builtin = RefinersStyleAlignedAdapter(chain).inject()  # pyright: ignore
@@ -453,6 +479,22 @@ class TestInputOfAUNet:
     def test_halves_that_differ_with_a_set_size(self) -> None:
         with pytest.raises(ChainError, match="context entry diffusion"):
             self.ask(torch.randn(4, 4, 8, 8), set_size=4)
+
+    def test_a_set_size_of_both_halves(self) -> None:
+        halves = torch.randn(2, 4, 8, 8).repeat(2, 1, 1, 1)
+        with pytest.raises(ChainError, match=r"whose halves are equal, .* a set_size of 4: expected 2"):
+            self.ask(halves, set_size=4)
+        with pytest.raises(ChainError, match="context entry diffusion"):
+            self.ask(halves[:1].expand(4, -1, -1, -1), set_size=4)  # one noise for all, without guidance
+
+    def test_a_unet_in_a_chain(self) -> None:
+        unet = meta_unet(SDXLUNet)
+        chain = fl.Chain(unet)
+        adapter = StyleAlignedAdapter(chain).inject()
+        with pytest.raises(ChainError, match="got a batch of 4 rows whose halves differ"):
+            chain(torch.randn(4, 4, 8, 8))
+        adapter.eject()
+        assert isinstance(unet[0], fl.Passthrough)
 
     def test_odd_rows(self) -> None:
         with pytest.raises(ChainError, match="got a batch of 3 rows, expected the two guidance halves"):

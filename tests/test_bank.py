@@ -49,7 +49,7 @@ def test_replay_equals_the_batch(options: dict[str, Any], device: str | None) ->
 def test_a_recorded_reference_comes_out_as_without_the_adapter() -> None:
     chain, x = blocks(), features(8, 10, 16)
     before = run_rows(chain, x, [0, 4])
-    with StyleAlignedAdapter(chain) as adapter, adapter.record(ReferenceBank()):
+    with StyleAlignedAdapter(chain, share_group_norm=True) as adapter, adapter.record(ReferenceBank()):
         assert torch.equal(run_rows(chain, x, [0, 4]), before)
 
 
@@ -132,3 +132,20 @@ def test_keys_are_found_in_a_chain_that_is_a_self_attention() -> None:
             chain(x[[0, 2]])
         with adapter.replay(bank):
             torch.testing.assert_close(chain(x[[1, 3]]), expected[[1, 3]], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_bank_of_other_options_or_rows() -> None:
+    chain, x, bank = blocks(), features(8, 10, 16), ReferenceBank()
+    with StyleAlignedAdapter(chain, share_attention=False, adain_values=True) as adapter, adapter.record(bank):
+        run_rows(chain, x, [0, 4])
+    with StyleAlignedAdapter(chain) as adapter:
+        with pytest.raises(ValueError, match="got one with other adain_values, share_attention"):
+            adapter.replay(bank).__enter__()
+        with adapter.record(bank):  # forgets what was there
+            run_rows(chain, x, [0, 4])
+        with adapter.replay(bank):
+            for rows in ([1], [1, 2, 5]):
+                with pytest.raises(ChainError, match=f"got a batch of {len(rows)} targets, expected"):
+                    run_rows(chain, x, rows)
+            assert len(run_rows(chain, x, [1, 5])) == 2

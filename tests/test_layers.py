@@ -8,17 +8,8 @@ import torch
 from refiners.fluxion import layers as fl
 from torch import Tensor
 
-from style_aligned.layers import (
-    AdaIn,
-    FullySharedScaledDotProductAttention,
-    GetReferences,
-    ScaleReferences,
-    SharedGroupNorm,
-    SharedScaledDotProductAttention,
-    ShareReferences,
-    StyleAligned,
-    split_rows,
-)
+from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned, split_rows
+from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 from tests import oracle
 from tests.oracle import Options, relative_error
 
@@ -44,6 +35,7 @@ def test_split_rows(rows: int, set_size: int | None, expected: int) -> None:
         (5, 3, "got a batch of 5 rows, expected a multiple of set_size=3"),
         (2, 4, "got a batch of 2 rows, expected a multiple of set_size=4"),
         (0, 4, "got a batch of 0 rows"),
+        (0, None, "got a batch of 0 rows, expected the two guidance halves"),
         (3, None, "got a batch of 3 rows, expected the two guidance halves of one set"),
     ],
 )
@@ -121,9 +113,9 @@ def test_references_are_scaled() -> None:
 
 
 def test_references_are_appended_to_each_row() -> None:
-    x, references = features(6, 4, 8), features(2, 3, 8, seed=1)
+    x, references = features(6, 4, 8), features(2, 4, 8, seed=1)
     shared = ShareReferences()(x, references)
-    assert shared.shape == (6, 7, 8)
+    assert shared.shape == (6, 8, 8)
     for row in range(6):
         assert torch.equal(shared[row], torch.cat((x[row], references[row // 3])))
 
@@ -250,7 +242,7 @@ def test_gradients_are_those_of_the_equations() -> None:
 PEAK_MEMORY = """
 import resource, sys, torch
 from refiners.fluxion import layers as fl
-from style_aligned.layers import SharedScaledDotProductAttention
+from style_aligned.shared import SharedScaledDotProductAttention
 
 attention = SharedScaledDotProductAttention(fl.ScaledDotProductAttention(num_heads=2), set_size=2)
 attention.shift = float(sys.argv[1])
@@ -268,3 +260,54 @@ def test_shift_never_lays_out_the_scores() -> None:
     ]
     scores = 2 * 4096 * 8192 * 4 / 1024  # what the scores of two heads would take, in KiB as `ru_maxrss`
     assert peaks[1] - peaks[0] < scores / 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_group_norm_is_at_most_twice_as_far_off_as_the_plain_one(dtype: torch.dtype) -> None:
+    group_norm = fl.GroupNorm(channels=8, num_groups=2)
+    x = torch.randn(3, 8, 16, 16) + 4 * torch.randn(1, 8, 1, 1)  # the bias takes off what the channels stand out by
+    group_norm.bias.data = -group_norm(x).mean(dim=(0, 2, 3)).detach()
+    half = fl.GroupNorm(channels=8, num_groups=2, dtype=dtype)
+    half.load_state_dict({name: tensor.to(dtype) for name, tensor in group_norm.state_dict().items()})
+    x = x.to(dtype)
+    weight, bias = half.weight.double(), half.bias.double()
+    expected = oracle.shared_group_norm(x, 2, weight, bias, half.eps, set_size=3)
+    plain = oracle.shared_group_norm(x, 2, weight, bias, half.eps, set_size=1)
+    error = relative_error(SharedGroupNorm(half, set_size=3)(x), expected)
+    assert error <= 2 * relative_error(half(x), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_references_are_normalized_as_without_sharing(dtype: torch.dtype) -> None:
+    group_norm, x = fl.GroupNorm(channels=8, num_groups=2, dtype=dtype), features(6, 8, 30, dtype=dtype)
+    assert torch.equal(SharedGroupNorm(group_norm, set_size=3)(x)[::3], group_norm(x[::3]))
+
+
+@pytest.mark.parametrize(("dtype", "shift"), [(torch.float16, 1e6), (torch.float32, 1e3)])
+@pytest.mark.parametrize("is_optimized", [True, False])
+def test_a_large_shift_leaves_the_reference_alone(dtype: torch.dtype, shift: float, is_optimized: bool) -> None:
+    attention = fl.ScaledDotProductAttention(num_heads=2, is_optimized=is_optimized)
+    shared = SharedScaledDotProductAttention(attention, shift=shift, set_size=2)
+    query, key, value = (features(2, 10, 16, seed=seed, dtype=dtype) for seed in range(3))
+    doubled = [torch.cat((x, x[:1].expand(2, -1, -1)), dim=1) for x in (key, value)]
+    expected = attention(query[1:], key[:1], value[:1])
+    torch.testing.assert_close(shared(query, *doubled)[1:], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_wrong_shapes_for_the_layers_that_take_refiners_place() -> None:
+    attention = fl.ScaledDotProductAttention(num_heads=2)
+    for shape in ((6, 16), (6, 3, 5, 16)):
+        x = torch.randn(shape)
+        with pytest.raises(ValueError, match=r"expected features of rank 3 .* got a tensor of rank"):
+            FullySharedScaledDotProductAttention(attention, set_size=3)(x, x, x)
+    with pytest.raises(ValueError, match=r"expected features of shape \(rows, 8, ...\), got shape \(4, 1, 4, 8\)"):
+        SharedGroupNorm(fl.GroupNorm(channels=8, num_groups=2))(torch.randn(4, 1, 4, 8))
+    with pytest.raises(ValueError, match="expected references of 4 tokens, as the features, got 3"):
+        ShareReferences()(features(6, 4, 8), features(2, 3, 8))
+
+
+def test_chains_that_nothing_would_eject_cannot_be_copied() -> None:
+    with pytest.raises(RuntimeError, match="eject the adapter first"):
+        fl.Chain(StyleAligned(adain=True, share=True)).structural_copy()
+    with pytest.raises(RuntimeError, match="eject the adapter first"):
+        fl.Chain(SharedGroupNorm(fl.GroupNorm(channels=8, num_groups=2))).structural_copy()

@@ -154,6 +154,8 @@ def test_self_attention_guidance_is_refused(fresh_mini: Mini) -> None:
     fresh_mini.set_self_attention_guidance(enable=True)
     with pytest.raises(ValueError, match="expected a model without self-attention guidance"):
         generate(fresh_mini, style, PROMPTS)
+    with pytest.raises(ValueError, match="expected a model without self-attention guidance"):
+        make_style(fresh_mini)
 
 
 def test_no_prompts_make_no_images(model: Mini) -> None:
