@@ -11,6 +11,7 @@ from refiners.foundationals.latent_diffusion.solvers import DDIM
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import DoubleTextEncoder
 
 from style_aligned.checkpoints.autoencoder import PreciseSD1Autoencoder, PreciseSDXLAutoencoder
+from style_aligned.checkpoints.initialization import NoInitialization
 from style_aligned.checkpoints.keys import UNetStructure, autoencoder_modules, unet_modules
 from style_aligned.checkpoints.text_keys import Source, open_clip_source, pooled_text_modules, text_modules
 
@@ -144,23 +145,25 @@ def canonical_key(key: str) -> str:
 
 
 def build_stable_diffusion_xl() -> StableDiffusion_XL:
-    return StableDiffusion_XL(
-        unet=SDXLUNet(in_channels=4, device="meta"),
-        lda=PreciseSDXLAutoencoder(device="meta"),
-        clip_text_encoder=DoubleTextEncoder(device="meta"),
-        solver=DDIM(num_inference_steps=1),
-        device="meta",
-    )
+    with NoInitialization():
+        return StableDiffusion_XL(
+            unet=SDXLUNet(in_channels=4, device="meta"),
+            lda=PreciseSDXLAutoencoder(device="meta"),
+            clip_text_encoder=DoubleTextEncoder(device="meta"),
+            solver=DDIM(num_inference_steps=1),
+            device="meta",
+        )
 
 
 def build_stable_diffusion_1() -> StableDiffusion_1:
-    return StableDiffusion_1(
-        unet=SD1UNet(in_channels=4, device="meta"),
-        lda=PreciseSD1Autoencoder(device="meta"),
-        clip_text_encoder=CLIPTextEncoderL(device="meta"),
-        solver=DDIM(num_inference_steps=1),
-        device="meta",
-    )
+    with NoInitialization():
+        return StableDiffusion_1(
+            unet=SD1UNet(in_channels=4, device="meta"),
+            lda=PreciseSD1Autoencoder(device="meta"),
+            clip_text_encoder=CLIPTextEncoderL(device="meta"),
+            solver=DDIM(num_inference_steps=1),
+            device="meta",
+        )
 
 
 STABLE_DIFFUSION_XL = Architecture(

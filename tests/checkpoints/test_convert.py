@@ -133,7 +133,7 @@ def test_a_target_that_cannot_be_written(folder: Path, tmp_path: Path, monkeypat
     with pytest.raises(CheckpointError, match="file is not a folder that can be written"):
         convert_checkpoint(folder, tmp_path / "file" / "inside")
     usage = shutil.disk_usage(tmp_path)._replace(free=1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", {tmp_path: usage}.get)
     with pytest.raises(CheckpointError, match=r"target: the disk is too full: 0\.0\d GB are needed, 0\.00 GB are free"):
         convert_checkpoint(folder, tmp_path / "target")
     assert not (tmp_path / "target").exists()

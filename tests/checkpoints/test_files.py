@@ -3,6 +3,7 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_a_damaged_header(tmp_path: Path, header: object, message: str) -> None:
 
 def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
     class Program:
-        def __reduce__(self) -> object:
+        def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     for name in ("model.ckpt", "model.safetensors"):  # whatever it is called

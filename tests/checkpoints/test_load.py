@@ -1,4 +1,5 @@
 import gc
+import subprocess
 import sys
 import types
 import warnings
@@ -36,6 +37,15 @@ def test_the_model_is_complete(folder: Path, kind: str) -> None:
     assert not list(model.buffers())
     assert {norm.eps for norm in model.lda.layers(fl.GroupNorm)} == {1e-6}
     assert model.lda.encoder_scale == {"xl": 0.13025, "1": 0.18215}[kind]
+
+
+def test_nothing_is_initialised() -> None:
+    """No weight is filled, and nothing is imported for it: that takes longer than all the rest."""
+    code = (
+        "import sys; from style_aligned.checkpoints import architectures; modules = set(sys.modules); "
+        "architectures.build_stable_diffusion_xl(); sys.exit(len(set(sys.modules) - modules) > 20)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -82,6 +92,7 @@ def test_the_autoencoder_does_not_overflow(folder: Path) -> None:
     model, naive = load_model(folder, dtype=torch.float16), load_model(folder)
     for lda in (model.lda, naive.lda):
         convolution = lda.layer(("Decoder", "Chain_1", "Chain_1", "Resnet_1", "Chain", "Conv2d_2"), fl.Conv2d)
+        assert convolution.bias is not None
         torch.nn.init.constant_(convolution.bias, 1e5)
     latents = random(1, 4, 4, 4).half()
     assert model.lda.decode(latents).isfinite().all()
