@@ -285,3 +285,12 @@ def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path:
     plot = to_plot(results, scale=1)
     assert plot.width == 1000
     assert len(plot.getcolors(maxcolors=1 << 24) or []) > 5
+
+
+def test_the_package_has_a_judge_of_what_the_model_draws() -> None:
+    judge, accuracy = load_judge(), read_judge_file()[1]["accuracy"]["held_out"]
+    assert (len(judge.styles), len(judge.concepts)) == (8, 114)
+    assert accuracy["style"] >= 0.98
+    assert accuracy["concept"] >= 0.85
+    plain = judge.judge([Image.new("RGB", (256, 256), color) for color in ("white", "black")])
+    assert plain.concepts.isfinite().all()
