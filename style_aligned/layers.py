@@ -238,3 +238,21 @@ class StyleAligned(fl.Chain):
 
     def _pre_structural_copy(self) -> None:
         raise RuntimeError("StyleAligned cannot be copied, since nothing would eject it: eject the adapter first.")
+
+
+class AlignedFeatures(fl.Distribute):
+    """The queries, keys and values of a self-attention, each through a chain of its own.
+
+    Receives:
+        features (Tensor): The queries, the keys and the values.
+
+    Returns:
+        features (Tensor): The same, aligned.
+    """
+
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
+        # `torch.compile` keeps guards for each function, and takes those of other `Distribute` for this one's otherwise
+        return super().forward(*args)
+
+    def _pre_structural_copy(self) -> None:
+        raise RuntimeError("StyleAligned cannot be copied, since nothing would eject it: eject the adapter first.")

@@ -10,7 +10,7 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import Mid
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 
 from style_aligned.bank import RecordReferences, ReplayReferences
-from style_aligned.layers import AdaIn, GetReferences, StyleAligned
+from style_aligned.layers import AdaIn, AlignedFeatures, GetReferences, StyleAligned
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 
 TLayer = TypeVar("TLayer", bound=fl.Module)
@@ -138,7 +138,7 @@ def self_attention_site(
         return aligned
 
     def build(mode: Mode) -> tuple[fl.Module, ...]:
-        aligned = fl.Distribute(
+        aligned = AlignedFeatures(
             features("queries", mode, adain_queries, share=False),
             features("keys", mode, adain_keys, share=share, scale=1.0 if share else None),
             features("values", mode, adain_values, share=share),

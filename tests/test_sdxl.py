@@ -58,8 +58,9 @@ def test_the_full_size_unet(unet: SDXLUNet, x: Tensor) -> None:
     aligned = run(unet, x)
     assert aligned.isfinite().all()
     for reference in (0, 3):
-        assert relative_error(aligned[reference], plain[reference]) < 2e-2  # the same but for the order of sums
-    assert relative_error(aligned[1:3], plain[1:3]) > 5e-2
+        assert torch.equal(aligned[reference], plain[reference])
+    effect = relative_error(aligned[[1, 2, 4, 5]], plain[[1, 2, 4, 5]])
+    assert effect > 0.2
 
     bank = ReferenceBank()
     with adapter.record(bank):
@@ -68,11 +69,12 @@ def test_the_full_size_unet(unet: SDXLUNet, x: Tensor) -> None:
     for target in (1, 2):
         with adapter.replay(bank):
             replayed = run(unet, x, [target, target + 3])
-        assert relative_error(replayed, aligned[[target, target + 3]]) < 2e-2
+        # bfloat16 rounds 70 attentions and what lies between: next to nothing beside what alignment does
+        assert relative_error(replayed, aligned[[target, target + 3]]) < effect / 10
 
     adapter.eject()
     builtin = RefinersStyleAlignedAdapter(unet).inject()
-    assert relative_error(run(unet, x), aligned) < 2e-2
+    assert relative_error(run(unet, x), aligned) < effect / 10
     builtin.eject()
     assert torch.equal(run(unet, x), plain)
     assert [line[:2] for line in snapshot(unet)] == [line[:2] for line in before]

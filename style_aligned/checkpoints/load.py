@@ -40,7 +40,10 @@ def load_model(
 
     Example:
         ```py
-        sdxl = load_model("sd_xl_base_1.0.safetensors", device="cuda", dtype=torch.float16)
+        from style_aligned.checkpoints import load_model
+
+        mini = load_model("mini", dtype=torch.bfloat16)  # or "sd_xl_base_1.0.safetensors", on "cuda"
+        assert mini.unet.dtype == torch.bfloat16
         ```
     """
     if dtype not in MODEL_DTYPES:
