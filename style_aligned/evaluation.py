@@ -71,6 +71,7 @@ FURTHER_VARIANTS = (
     Variant("AdaIN alone", {"share_attention": False}),
     Variant("AdaIN of values too", {"adain_values": True}),
     Variant("shared group normalization", {"share_group_norm": True}),
+    Variant("shared group normalization, shift log 2", {"share_group_norm": True, "shift": math.log(2)}),
     Variant("shift log 2", {"shift": math.log(2)}),
     Variant("shift -log 2", {"shift": -math.log(2)}),
 )
