@@ -52,8 +52,8 @@ def in_every_batch(model: Model, steps: int) -> None:
             x = torch.cat([sample_noise(model, index, (256, 256)) for index in (0, *range(seed, seed + targets))])
             for step in solver.inference_steps:
                 x = solver(x, predict_noise(model, solver, x, step, text=text, condition_scale=5.0), step=step)
-            for latents in x[1 if seed > 1 else 0 :].split(1):  # the reference's image is needed once
-                model.lda.latents_to_image(latents)
+            for index in range(1 if seed > 1 else 0, len(x)):  # the reference's image is needed once
+                model.lda.latents_to_image(x[index : index + 1])
             seed += targets
 
 
