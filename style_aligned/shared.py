@@ -199,13 +199,18 @@ class SharedGroupNorm(fl.Chain):
         # the two images have as many pixels each: their common variance is the mean of theirs, and of their distance
         variance = (variance + reference_variance) / 2 + ((mean - reference_mean) / 2).square()
         mean = (mean + reference_mean) / 2
-        normalized = (grouped - mean.unsqueeze(-1)) * (variance + group_norm.eps).rsqrt().unsqueeze(-1)
-        channels_first = (-1, *(1 for _ in x.shape[2:]))
+        # as factor and summand of each channel, which takes a single pass over the features
+        deviation = (variance + group_norm.eps).sqrt()
+        per_channel = group_norm.channels // group_norm.num_groups
         weight, bias = (
-            parameter.reshape(channels_first).to(dtype=normalized.dtype)
+            parameter.to(dtype=grouped.dtype).reshape(group_norm.num_groups, per_channel)
             for parameter in (group_norm.weight, group_norm.bias)
         )
-        normalized = (normalized.reshape(x.shape) * weight + bias).to(dtype=x.dtype)
+        factor = weight / deviation.unsqueeze(-1)  # (rows, num_groups, channels of each)
+        summand = bias - mean.unsqueeze(-1) * factor
+        shape = (*x.shape[:2], *(1 for _ in x.shape[2:]))
+        normalized = torch.addcmul(summand.reshape(shape), grouped.reshape(x.shape), factor.reshape(shape))
+        normalized = normalized.to(dtype=x.dtype)
         if self.references_included:
             normalized[::set_size] = group_norm(x[::set_size])
         return normalized

@@ -448,10 +448,14 @@ def test_seeds_of_prompts_and_overrides_of_style_files(run: Run, tmp_path: Path)
     prompts.write_text('{"prompt": "a cat", "seed": 77}\n{"prompt": "a dog"}\n')
     command = ["generate", "--style", file, "--prompts", prompts]
     assert run(*command, "--output", tmp_path / "a")[0] == 0
-    assert run(*command, "--seed", "20", "--shift", "0.5", "--output", tmp_path / "b")[0] == 0
+    overrides = ["--seed", "20", "--shift", "0.5", "--share-group-norm"]
+    assert run(*command, *overrides, "--output", tmp_path / "b")[0] == 0
     seeds = [read_texts(tmp_path / name)["seed"] for name in ("a/000-a-cat.png", "a/001-a-dog.png", "b/001-a-dog.png")]
     assert seeds == ["77", "5", "22"]
-    assert json.loads(read_texts(tmp_path / "b/000-a-cat.png")["settings"])["options"] == {"shift": 0.5}
+    assert json.loads(read_texts(tmp_path / "b/000-a-cat.png")["settings"])["options"] == {
+        "shift": 0.5,
+        "share_group_norm": True,
+    }
 
 
 def test_damaged_style_files(run: Run, loads: list[Any], tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ Shift = Annotated[
     float | None,
     typer.Option(metavar="NUMBER", help="Added to the scores of the reference: 0.7 counts it twice.  [default: 0.0]"),
 ]
+ShareGroupNorm = Annotated[
+    bool | None,
+    typer.Option(
+        "--share-group-norm",
+        help="Normalize each image over the reference too: grounds and light follow it more closely.",
+        show_default=False,
+    ),
+]
 
 
 def _show_version(is_asked: bool) -> bool:
@@ -122,6 +130,7 @@ def generate(
     negative: Negative = None,
     scale: Scale = None,
     shift: Shift = None,
+    share_group_norm: ShareGroupNorm = None,
     compare: Annotated[bool, typer.Option("--compare", help="Make the same images unaligned too.")] = False,
     batch_size: BatchSize = 4,
     device: Device = "cpu",
@@ -136,7 +145,7 @@ def generate(
     The images are PNG files with their settings inside, and a contact sheet shows them all. Interrupted, the same
     command goes on from where it was.
     """
-    settings = _settings(seed, steps, guidance, size, negative, scale, shift)
+    settings = _settings(seed, steps, guidance, size, negative, scale, shift, share_group_norm)
     if not reference and not style:
         raise typer.BadParameter("expected a --reference or a --style, got none")
     if not reference:
@@ -174,12 +183,13 @@ def make_style(
     negative: Negative = None,
     scale: Scale = None,
     shift: Shift = None,
+    share_group_norm: ShareGroupNorm = None,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Make a style file from a prompt, for `style-aligned generate --style`."""
-    settings = _settings(seed, steps, guidance, size, negative, scale, shift)
+    settings = _settings(seed, steps, guidance, size, negative, scale, shift, share_group_norm)
     inputs.check_prompt(reference, "--reference")
     inputs.check_device(device)
     inputs.check_output_file(output)
@@ -300,6 +310,7 @@ def _settings(
     negative: str | None,
     scale: float | None,
     shift: float | None,
+    share_group_norm: bool | None,
 ) -> Any:
     """Check the settings of a reference that were given, and put defaults for the others."""
     from style_aligned.cli.sets import Settings
@@ -308,7 +319,7 @@ def _settings(
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_number("--scale", scale, minimum=0)
     inputs.check_number("--shift", shift)
-    given = {"scale": scale, "shift": shift}
+    given = {"scale": scale, "shift": shift, "share_group_norm": share_group_norm}
     return Settings(
         negative=inputs.check_text(negative or "", "--negative"),
         seed=seed,
