@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -96,7 +97,7 @@ def main() -> None:
             on_set=None if sheets is None else sheets.add,
         )
     options.output.mkdir(parents=True, exist_ok=True)
-    command = " ".join(("python -m scripts.evaluate", *sys.argv[1:]))
+    command = shlex.join(("python", "-m", "scripts.evaluate", *sys.argv[1:]))
     parameters = sum(parameter.numel() for parameter in judge.parameters())
     page = to_markdown(results, judge=read_judge_file(**path)[1], parameters=parameters, command=command)
     (options.output / "evaluation.md").write_text(page, encoding="utf-8")

@@ -240,8 +240,8 @@ def demo(
     write_png(output, picture)
     typer.echo(
         f"{output}: the same prompts and noise, unaligned and aligned. Next: {_program()} generate"
-        ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "a guitar, neon sign" --compare'
-        " --output neon"
+        ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "an umbrella, neon sign"'
+        " --share-group-norm --guidance 3 --compare --output neon"
     )
 
 
