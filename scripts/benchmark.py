@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from refiners.fluxion import layers as fl
@@ -28,11 +29,12 @@ from style_aligned import ReferenceBank, StyleAlignedAdapter
 class BoundAttention(fl.ScaledDotProductAttention):
     """The attention that no implementation can do without: targets to twice as many tokens, taken from nowhere."""
 
+    shared: ClassVar[dict[tuple[int, ...], Tensor]] = {}  # made in the round that warms up
+
     def __init__(self, attention: fl.ScaledDotProductAttention, set_size: int) -> None:
         super().__init__(num_heads=attention.num_heads)
         self.attention = attention
         self.set_size = set_size
-        self.shared: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         shape = (self.set_size - 1, 2 * query.shape[1], query.shape[2])

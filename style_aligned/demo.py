@@ -50,7 +50,7 @@ def draw_demo(
     rows: Sequence[Row] = ROWS,
     *,
     seed: int = 0,
-    steps: int = 20,
+    steps: int = 16,
     guidance: float = 3.0,
     on_step: Callable[[int], None] | None = None,
     on_image: Callable[[], None] | None = None,

@@ -221,7 +221,7 @@ def show_style(
 def demo(
     output: Annotated[Path, typer.Option(metavar="PNG", help="The picture to write.")] = Path("demo.png"),
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 16,
     model: Model = "mini",
     device: Device = "cpu",
 ) -> None:
