@@ -1,7 +1,7 @@
 """What is said of a picture: concept and style, sometimes less, in other words now and then."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,26 @@ def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
         # the canonical words are one choice on either side, so both sides are not always unusual at once
         return templates[int(rng.integers(len(templates)))].format(phrases[int(rng.integers(len(phrases)))])
     return phrases[0] if draw < 0.9 else ""
+
+
+def caption_of_sheet(records: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> str:
+    """Say what a sheet of pictures of one style shows: "a fox, a car, neon sign" in half of the cases.
+
+    Args:
+        records: The records of its pictures, from left to right.
+        rng: Chooses among concepts and style (50%), the concepts alone (35%), and nothing (15%).
+
+    Returns:
+        The caption, in lower case.
+
+    Raises:
+        KeyError: If there is no such concept or style.
+    """
+    concepts = ", ".join(_concepts[record["concept"]].phrases()[0] for record in records)
+    draw = rng.random()
+    if draw < 0.5:
+        return f"{concepts}, {_styles[records[0]['style']].name}"
+    return concepts if draw < 0.85 else ""
 
 
 def words(text: str) -> list[str]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from scripts.mini_training.tracing import Parameters, parameters_replaced, plain_attention
 from style_aligned.mini.autoencoder import MiniAutoencoder
-from style_aligned.mini.model import SIZE
 from style_aligned.mini.text_encoder import MiniDoubleTextEncoder
 from style_aligned.mini.unet import MiniUNet, OutputBlock, SDXLCrossAttention
 
@@ -88,13 +87,14 @@ def make_objective(networks: Networks, levels: NoiseLevels, device: str) -> Obje
     """The training loss, as a function of parameters, latents, noise, timesteps and tokens.
 
     Returns:
-        A function of the parameters by name, latents and noise of shape (batch, 4, 32, 32), timesteps of shape
+        A function of the parameters by name, latents and noise of shape (batch, 4, height, width), timesteps of shape
         (batch,), and tokens of shape (batch, sequence_length); it returns the weighted mean squared error.
     """
 
     def objective(parameters: Parameters, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
         signal, deviation = levels.signal[timesteps].view(-1, 1, 1, 1), levels.noise[timesteps].view(-1, 1, 1, 1)
-        time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=device).repeat(len(tokens), 1)
+        height, width = (8 * side for side in latents.shape[-2:])  # in pixels
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=device).repeat(len(tokens), 1)
         with (
             parameters_replaced(networks, parameters),
             plain_attention(networks),

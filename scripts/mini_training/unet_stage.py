@@ -1,5 +1,6 @@
 """Training of U-Net and text encoders, on the encoded drawings."""
 
+import json
 import math
 import random
 import time
@@ -11,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.mini_data.captions import caption, vocabulary
+from scripts.mini_data.captions import caption, caption_of_sheet, vocabulary
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
-from scripts.mini_training.dataset import Drawings, log
+from scripts.mini_training.dataset import Drawings, Record, log
 from scripts.mini_training.export import load_autoencoder
 from scripts.mini_training.latents import load_latents
-from scripts.mini_training.objective import Networks, NoiseLevels, make_objective
+from scripts.mini_training.objective import Networks, NoiseLevels, Objective, make_objective
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.samples import Sampler
 from scripts.mini_training.tracing import record
@@ -35,6 +36,8 @@ class UNetSettings:
         weight_decay: As in AdamW.
         decay: Decay of the moving average of weights.
         unknown: How many captions get the unknown token somewhere, so that it comes to mean nothing.
+        sheets: How many batches are of sheets: two drawings by one hand side by side, as collections are drawn. On
+            them the self-attentions learn to look at another drawing for what a prompt does not say.
         save_minutes: Time between checkpoints.
         sheet_minutes: Time between sample sheets.
     """
@@ -46,8 +49,18 @@ class UNetSettings:
     weight_decay: float = 0.01
     decay: float = 0.9985
     unknown: float = 0.05
+    sheets: float = 0.4
     save_minutes: float = 5.0
     sheet_minutes: float = 10.0
+
+
+def kin(records: list[Record]) -> list[list[int]]:
+    """For each drawing, those by the same hand: of its style and foundry, and of the same hidden factors."""
+    hands = [json.dumps([record[key] for key in ("style", "foundry", "factors")]) for record in records]
+    works: dict[str, list[int]] = {}
+    for i, hand in enumerate(hands):
+        works.setdefault(hand, []).append(i)
+    return [works[hand] for hand in hands]
 
 
 class Batches:
@@ -73,6 +86,10 @@ class Batches:
         seed: int,
     ) -> None:
         self.records = [drawings.records[i] for i in indices]
+        self.kin = kin(self.records)
+        self.with_kin = torch.tensor([i for i, others in enumerate(self.kin) if len(others) > 1])
+        if settings.sheets > 0 and len(self.with_kin) == 0:
+            raise ValueError("expected two drawings of the same style, foundry and factors, for sheets, got none")
         self.latents = latents
         self.tokenizer = tokenizer
         self.generator = generator
@@ -80,8 +97,8 @@ class Batches:
         self.caption_rng = np.random.default_rng(seed)
         self.unknown_rng = random.Random(seed)
 
-    def tokens(self, which: Tensor) -> Tensor:
-        rows = self.tokenizer([caption(self.records[int(i)], self.caption_rng) for i in which])
+    def tokens(self, captions: list[str]) -> Tensor:
+        rows = self.tokenizer(captions)
         for row in rows:
             length = int((row != self.tokenizer.pad_token_id).sum())
             if length < len(row) and self.unknown_rng.random() < self.settings.unknown:
@@ -90,17 +107,40 @@ class Batches:
                 row[place] = self.tokenizer.unknown_token_id
         return rows
 
-    def next(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents, noise, timesteps and tokens of one batch."""
+    def drawings(self) -> tuple[Tensor, Tensor]:
+        """Latents of shape (batch_size, 4, 32, 32), and tokens."""
         size = self.settings.batch_size
         which = torch.randint(len(self.records), (size,), generator=self.generator)
         mirrored = torch.randint(2, (size,), generator=self.generator)
-        latents = self.latents[mirrored, which].float()
+        captions = [caption(self.records[int(i)], self.caption_rng) for i in which]
+        return self.latents[mirrored, which], self.tokens(captions)
+
+    def next_of_kin(self, which: int, place: float) -> int:
+        """Another drawing by the hand of this one, at a place among them from 0 up to 1."""
+        others = [i for i in self.kin[which] if i != which]
+        return others[int(place * len(others))]
+
+    def sheets(self) -> tuple[Tensor, Tensor]:
+        """Latents of shape (batch_size // 2, 4, 32, 64), as many drawings in all, and tokens."""
+        size = self.settings.batch_size // 2
+        left = self.with_kin[torch.randint(len(self.with_kin), (size,), generator=self.generator)]
+        places = torch.rand(size, generator=self.generator)
+        right = torch.tensor([self.next_of_kin(int(i), float(place)) for i, place in zip(left, places, strict=True)])
+        mirrored = torch.randint(2, (size,), generator=self.generator)
+        pairs = [(self.records[int(i)], self.records[int(j)]) for i, j in zip(left, right, strict=True)]
+        captions = [caption_of_sheet(pair, self.caption_rng) for pair in pairs]
+        latents = torch.cat((self.latents[mirrored, left], self.latents[mirrored, right]), dim=-1)
+        return latents, self.tokens(captions)
+
+    def next(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents, noise, timesteps and tokens of one batch."""
+        is_of_sheets = float(torch.rand((), generator=self.generator)) < self.settings.sheets
+        latents, tokens = self.sheets() if is_of_sheets else self.drawings()
+        latents = latents.float()
         noise = torch.randn(latents.shape, generator=self.generator)
         # one timestep from each of as many equal parts of the schedule: less noisy gradients than independent ones
-        spread = (torch.arange(size) + torch.rand(size, generator=self.generator)) / size
+        spread = (torch.arange(len(latents)) + torch.rand(len(latents), generator=self.generator)) / len(latents)
         timesteps = (spread * 1000).long().clamp(max=999)
-        tokens = self.tokens(which)
         return latents.to(device), noise.to(device), timesteps.to(device), tokens.to(device)
 
     def state(self) -> dict[str, Any]:
@@ -166,9 +206,8 @@ def train_unet(
     objective = make_objective(networks, NoiseLevels.of_sdxl(device), device)
     count = sum(parameter.numel() for parameter in parameters.values())
     log(f"unet: {count / 1e6:.2f} M parameters, {len(indices)} drawings, {settings}", log_file)
-    examples = [tensor.chunk(workers.count)[0] for tensor in batches.next(device)]
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
-    objective = record(objective, detached, *examples)
+    recorded: dict[torch.Size, Objective] = {}  # one for drawings, one for sheets
 
     losses: list[Tensor] = []
     last_log = time.monotonic()
@@ -181,7 +220,11 @@ def train_unet(
         rate = settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * max(shape, 0.005)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = workers.backward(objective, trained, *batches.next(device), passed=(parameters,))
+        batch = batches.next(device)
+        shape = batch[0].shape
+        if shape not in recorded:
+            recorded[shape] = record(objective, detached, *(tensor.chunk(workers.count)[0] for tensor in batch))
+        loss = workers.backward(recorded[shape], trained, *batch, passed=(parameters,))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         average.update(parameters)

@@ -12,12 +12,14 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 from safetensors.torch import load_file
 
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
+from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.tracing import record
+from scripts.mini_training.unet_stage import Batches, UNetSettings
 from scripts.train_mini import main
 from style_aligned.mini import load_mini
-from style_aligned.mini.model import SIZE
+from style_aligned.mini.text_encoder import MiniTokenizer
 
 WORDS = ["a", "fox", "neon", "sign"]
 TEXTS = ["a fox", "a fox, neon sign", "", "zebra"]
@@ -29,10 +31,48 @@ def networks() -> Networks:
     return Networks(WORDS, "cpu")
 
 
-def batch(networks: Networks) -> tuple[torch.Tensor, ...]:
+def batch(networks: Networks, width: int) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    latents, noise = torch.randn(2, 4, 4, 16, 16, generator=generator)
+    latents, noise = torch.randn(2, 4, 4, 16, width, generator=generator)
     return latents, noise, torch.tensor([1, 300, 700, 999]), networks.text_encoder.tokenizer(TEXTS)
+
+
+def batches_of(*hands: tuple[str, str], **settings: Any) -> Batches:
+    """Batches of drawings, each of a style on a ground, whose latents are their number, or its negative mirrored."""
+    records = [
+        {"concept": "fox", "style": style, "foundry": "noto", "factors": {"ground": ground}, "split": "train"}
+        for style, ground in hands
+    ]
+    numbers = torch.arange(1.0, len(records) + 1).view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
+    drawings = Drawings(np.zeros((len(records), 1, 1, 3), np.uint8), records, ["fox"], ["neon sign"])
+    latents = torch.stack([numbers, -numbers])
+    generator = torch.Generator().manual_seed(0)
+    indices = list(range(len(records)))
+    return Batches(drawings, latents, indices, MiniTokenizer(WORDS), generator, UNetSettings(**settings), seed=0)
+
+
+def test_a_sheet_holds_two_drawings_by_one_hand() -> None:
+    red, blue, other = ("neon sign", "red"), ("neon sign", "blue"), ("pixel art", "red")
+    batches = batches_of(red, blue, red, other, red, batch_size=64)
+    latents, tokens = batches.sheets()
+    assert latents.shape == (32, 4, 2, 4)
+    assert tokens.shape[0] == 32
+    left, right = latents[:, 0, 0, 0], latents[:, 0, 0, -1]
+    assert (left * right > 0).all()  # mirrored both or none
+    pairs = {(abs(int(a)), abs(int(b))) for a, b in zip(left, right, strict=True)}
+    assert pairs == {(1, 3), (3, 1), (1, 5), (5, 1), (3, 5), (5, 3)}
+
+
+@pytest.mark.parametrize(("share", "widths"), [(0.0, {2}), (1.0, {4}), (0.5, {2, 4})])
+def test_sheets_come_in_their_share(share: float, widths: set[int]) -> None:
+    batches = batches_of(("neon sign", "red"), ("neon sign", "red"), batch_size=4, sheets=share)
+    seen = {batches.next("cpu")[0].shape[-1] for _ in range(20)}
+    assert seen == widths
+
+
+def test_sheets_of_drawings_that_are_all_by_different_hands_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected two drawings of the same style, foundry and factors"):
+        batches_of(("neon sign", "red"), ("neon sign", "blue"))
 
 
 @torch.no_grad()
@@ -43,8 +83,9 @@ def test_tokens_are_embedded_as_texts_are(networks: Networks) -> None:
     assert networks.text_encoder.ensure_find(TextEncoderWithPooling)
 
 
-def test_recorded_loss_is_that_of_the_model(networks: Networks) -> None:
-    latents, noise, timesteps, tokens = batch(networks)
+@pytest.mark.parametrize("width", [16, 32])  # of a drawing, and of a sheet of two
+def test_recorded_loss_is_that_of_the_model(networks: Networks, width: int) -> None:
+    latents, noise, timesteps, tokens = batch(networks, width)
     parameters = dict(networks.named_parameters())
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
     objective = make_objective(networks, NoiseLevels.of_sdxl("cpu"), "cpu")
@@ -56,7 +97,7 @@ def test_recorded_loss_is_that_of_the_model(networks: Networks) -> None:
     for i, t in enumerate(timesteps.tolist()):
         ratio = 0.25 * float(kept[t] / (1 - kept[t]))
         networks.unet.set_timestep(torch.tensor([t]))
-        networks.unet.set_time_ids(torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]]))
+        networks.unet.set_time_ids(torch.tensor([[128, 8 * width, 0, 0, 128, 8 * width]]))
         embedding, pooled = networks.text_encoder(TEXTS[i])
         networks.unet.set_clip_text_embedding(embedding)
         networks.unet.set_pooled_text_embedding(pooled)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from scripts.mini_data import prepare, sources
-from scripts.mini_data.captions import caption, vocabulary, words
+from scripts.mini_data.captions import caption, caption_of_sheet, vocabulary, words
 from scripts.mini_data.concepts import CONCEPTS, read_table
 from scripts.mini_data.painting import MARGIN, Placement, colour, contrast, edge_colours, outline, place, silhouette
 from scripts.mini_data.styles import STYLES, Style
@@ -80,6 +80,15 @@ def test_captions_stay_within_the_vocabulary() -> None:
             for _ in range(6):
                 assert set(words(caption({"concept": concept.name, "style": style.name}, rng))) <= known
     assert vocabulary() == sorted(known)
+
+
+def test_captions_of_sheets_come_in_their_shares() -> None:
+    records = [{"concept": concept, "style": "neon sign"} for concept in ("fox", "owl")]
+    rng = np.random.default_rng(0)
+    counts = Counter(caption_of_sheet(records, rng) for _ in range(4000))
+    assert set(counts) == {"a fox, an owl, neon sign", "a fox, an owl", ""}
+    assert counts["a fox, an owl, neon sign"] / 4000 == pytest.approx(0.5, abs=0.03)
+    assert counts["a fox, an owl"] / 4000 == pytest.approx(0.35, abs=0.03)
 
 
 def test_an_unknown_concept_has_no_caption() -> None:
