@@ -104,17 +104,20 @@ class AdaIn(fl.Module):
         features: Float[Tensor, "rows tokens dim"],
         references: Float[Tensor, "groups reference_tokens dim"],
     ) -> tuple[Float[Tensor, "rows tokens dim"], Float[Tensor, "groups reference_tokens dim"]]:
-        groups, rows = references.shape[0], features.shape[0]
-        _, reference_mean, reference_deviation = self._standardize(references)
-        centered, _, deviation = self._standardize(features)
+        set_size = features.shape[0] // references.shape[0]
+        _, means, deviations = self._standardize(references)
+        aligned: list[Tensor] = []
+        for index, group in enumerate(features.split(set_size)):
+            if self.references_included:
+                aligned.append(references[index : index + 1])
+                group = group[1:]
+            # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
+            for rows in group.split(1 if group.is_cpu else max(len(group), 1)):
+                centered, _, deviation = self._standardize(rows)
+                rows_aligned = torch.addcmul(means[index], centered, deviations[index] / deviation)
+                aligned.append(rows_aligned.to(dtype=features.dtype))
 
-        reference_mean = reference_mean.repeat_interleave(rows // groups, dim=0)  # (rows, 1, dim)
-        reference_deviation = reference_deviation.repeat_interleave(rows // groups, dim=0)
-        normalized = torch.addcmul(reference_mean, centered, reference_deviation / deviation).to(dtype=features.dtype)
-        if self.references_included:
-            normalized[:: rows // groups] = references
-
-        return normalized, references
+        return torch.cat(aligned), references
 
     def _standardize(self, x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Give the centered features, their mean and their deviation over the tokens, in float32 or better."""
