@@ -105,17 +105,19 @@ class AdaIn(fl.Module):
         references: Float[Tensor, "groups reference_tokens dim"],
     ) -> tuple[Float[Tensor, "rows tokens dim"], Float[Tensor, "groups reference_tokens dim"]]:
         set_size = features.shape[0] // references.shape[0]
+        # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
+        rows_at_once = 1 if features.is_cpu else set_size
         _, means, deviations = self._standardize(references)
         aligned: list[Tensor] = []
-        for index, group in enumerate(features.split(set_size)):
+        for index in range(references.shape[0]):
+            start, stop = index * set_size, (index + 1) * set_size
             if self.references_included:
                 aligned.append(references[index : index + 1])
-                group = group[1:]
-            # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
-            for rows in group.split(1 if group.is_cpu else max(len(group), 1)):
-                centered, _, deviation = self._standardize(rows)
-                rows_aligned = torch.addcmul(means[index], centered, deviations[index] / deviation)
-                aligned.append(rows_aligned.to(dtype=features.dtype))
+                start += 1
+            for row in range(start, stop, rows_at_once):
+                centered, _, deviation = self._standardize(features[row : min(row + rows_at_once, stop)])
+                normalized = torch.addcmul(means[index], centered, deviations[index] / deviation)
+                aligned.append(normalized.to(dtype=features.dtype))
 
         return torch.cat(aligned), references
 
