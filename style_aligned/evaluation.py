@@ -61,6 +61,7 @@ UNALIGNED = Variant("unaligned", None)
 VARIANTS = (
     UNALIGNED,
     Variant("aligned", {}),
+    Variant("shared group normalization", {"share_group_norm": True}),
     Variant("without AdaIN", {"adain_queries": False, "adain_keys": False}),
     Variant("full attention sharing", {"full_attention_share": True}),
     Variant("aligned in 3/4 of the layers", {"only_self_level": 0.25}),
@@ -70,7 +71,6 @@ VARIANTS = (
 FURTHER_VARIANTS = (
     Variant("AdaIN alone", {"share_attention": False}),
     Variant("AdaIN of values too", {"adain_values": True}),
-    Variant("shared group normalization", {"share_group_norm": True}),
     Variant("shared group normalization, shift log 2", {"share_group_norm": True, "shift": math.log(2)}),
     Variant("shift log 2", {"shift": math.log(2)}),
     Variant("shift -log 2", {"shift": -math.log(2)}),
@@ -260,8 +260,8 @@ def evaluate(
     sets: int = 50,
     set_size: int = 5,
     seed: int = 0,
-    steps: int = 30,
-    guidance: float = 5.0,
+    steps: int = 15,
+    guidance: float = 3.0,
     variants: Sequence[Variant] = VARIANTS,
     settings: Sequence[Setting] = SETTINGS,
     judge: Judge | None = None,

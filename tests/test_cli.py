@@ -267,7 +267,7 @@ def test_images_and_their_settings(run: Run, loads: list[Any], random_mini: Mini
         "generate", *FOX, "--prompt", "a rocket, neon sign", "--prompt", "a cat", "--seed", "5", "--guidance", "3",
         "--negative", "a dog", "--scale", "1.5", "--output", out,
     )  # fmt: skip
-    assert code == 0
+    assert code == 0, error
     assert output == f"2 new images in {out}; all together: {out / 'sheet.png'}\n"
     assert "trained for images of about 256x256: at 64x64" in error
     assert set(contents(out)) == {
@@ -280,7 +280,10 @@ def test_images_and_their_settings(run: Run, loads: list[Any], random_mini: Mini
     assert (texts["prompt"], texts["seed"]) == ("a rocket, neon sign", "6")
     assert settings["reference"] == "a fox, neon sign"
     assert (settings["steps"], settings["guidance"], settings["size"]) == (2, 3.0, "64x64")
-    assert (settings["negative_prompt"], settings["options"]) == ("a dog", {"scale": 1.5})
+    assert (settings["negative_prompt"], settings["options"]) == (
+        "a dog",
+        {"share_group_norm": True, "scale": 1.5},
+    )
 
     # the library, called directly, gives the same pixels
     style = Style.load(out / "style.safetensors")
@@ -448,14 +451,35 @@ def test_seeds_of_prompts_and_overrides_of_style_files(run: Run, tmp_path: Path)
     prompts.write_text('{"prompt": "a cat", "seed": 77}\n{"prompt": "a dog"}\n')
     command = ["generate", "--style", file, "--prompts", prompts]
     assert run(*command, "--output", tmp_path / "a")[0] == 0
-    overrides = ["--seed", "20", "--shift", "0.5", "--share-group-norm"]
+    overrides = ["--seed", "20", "--shift", "0.5", "--no-share-group-norm"]
     assert run(*command, *overrides, "--output", tmp_path / "b")[0] == 0
     seeds = [read_texts(tmp_path / name)["seed"] for name in ("a/000-a-cat.png", "a/001-a-dog.png", "b/001-a-dog.png")]
     assert seeds == ["77", "5", "22"]
-    assert json.loads(read_texts(tmp_path / "b/000-a-cat.png")["settings"])["options"] == {
-        "shift": 0.5,
-        "share_group_norm": True,
-    }
+    options = [json.loads(read_texts(tmp_path / name / "000-a-cat.png")["settings"])["options"] for name in ("a", "b")]
+    assert options == [{"share_group_norm": True}, {"share_group_norm": False, "shift": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "expected"),
+    [
+        ("mini", [], (3.0, {"share_group_norm": True})),
+        ("mini", ["--guidance", "5", "--no-share-group-norm"], (5.0, {"share_group_norm": False})),
+        ("base.safetensors", [], (5.0, {})),
+        ("base.safetensors", ["--share-group-norm"], (5.0, {"share_group_norm": True})),
+    ],
+)
+def test_the_embedded_model_has_defaults_of_its_own(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str, given: list[str], expected: object
+) -> None:
+    asked: list[Any] = []
+
+    def make_style(output: Path, reference: str, settings: Any, load: object) -> None:
+        asked.append(settings)
+
+    monkeypatch.setattr("style_aligned.cli.run.make_style", make_style)
+    command = ["style", "make", "--reference", "a fox", "--model", model, *given, "--output", tmp_path / "fox"]
+    assert run(*command)[0] == 0
+    assert (asked[0].guidance, asked[0].reference_options) == expected
 
 
 def test_damaged_style_files(run: Run, loads: list[Any], tmp_path: Path) -> None:
@@ -603,7 +627,7 @@ def test_evaluate(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     code, output, error = run("evaluate", "--sets", "3", "--steps", "2", "--output", tmp_path / "results.json")
     assert (code, error) == (0, "")
     assert output.splitlines()[1].split() == ["same", "style", "aligned", "50.0%", "50.0%", "0.5"]
-    assert asked == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 5.0, "batch_size": 20}
+    assert asked == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 3.0, "batch_size": 20}
     assert json.loads((tmp_path / "results.json").read_text()) == {"sets": 3}
 
 

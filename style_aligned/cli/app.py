@@ -48,7 +48,10 @@ Steps = Annotated[
     int | None, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.  [default: 30]")
 ]
 Guidance = Annotated[
-    float | None, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.  [default: 5.0]")
+    float | None,
+    typer.Option(
+        metavar="NUMBER", help="Strength of the classifier-free guidance.  [default: 5.0, of the embedded model 3.0]"
+    ),
 ]
 Size = Annotated[
     str | None,
@@ -70,8 +73,9 @@ Shift = Annotated[
 ShareGroupNorm = Annotated[
     bool | None,
     typer.Option(
-        "--share-group-norm",
-        help="Normalize each image over the reference too: grounds and light follow it more closely.",
+        "--share-group-norm/--no-share-group-norm",
+        help="Normalize each image over the reference too: grounds and light follow it more closely."
+        "  [default: for the embedded model]",
         show_default=False,
     ),
 ]
@@ -145,7 +149,7 @@ def generate(
     The images are PNG files with their settings inside, and a contact sheet shows them all. Interrupted, the same
     command goes on from where it was.
     """
-    settings = _settings(seed, steps, guidance, size, negative, scale, shift, share_group_norm)
+    settings = _settings(model, seed, steps, guidance, size, negative, scale, shift, share_group_norm)
     if not reference and not style:
         raise typer.BadParameter("expected a --reference or a --style, got none")
     if not reference:
@@ -189,7 +193,7 @@ def make_style(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Make a style file from a prompt, for `style-aligned generate --style`."""
-    settings = _settings(seed, steps, guidance, size, negative, scale, shift, share_group_norm)
+    settings = _settings(model, seed, steps, guidance, size, negative, scale, shift, share_group_norm)
     inputs.check_prompt(reference, "--reference")
     inputs.check_device(device)
     inputs.check_output_file(output)
@@ -241,7 +245,7 @@ def demo(
     typer.echo(
         f"{output}: the same prompts and noise, unaligned and aligned. Next: {_program()} generate"
         ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "an umbrella, neon sign"'
-        " --share-group-norm --guidance 3 --compare --output neon"
+        " --compare --output neon"
     )
 
 
@@ -274,8 +278,8 @@ def evaluate(
     sets: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Sets of images in each setting.")] = 50,
     set_size: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Images in a set, the reference included.")] = 5,
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 30,
-    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 5.0,
+    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 15,
+    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 3.0,
     batch_size: BatchSize = 20,
     model: Model = "mini",
     device: Device = "cpu",
@@ -303,6 +307,7 @@ def evaluate(
 
 
 def _settings(
+    model: str,
     seed: int | None,
     steps: int | None,
     guidance: float | None,
@@ -319,14 +324,16 @@ def _settings(
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_number("--scale", scale, minimum=0)
     inputs.check_number("--shift", shift)
+    is_embedded = model == "mini"
     given = {"scale": scale, "shift": shift, "share_group_norm": share_group_norm}
     return Settings(
         negative=inputs.check_text(negative or "", "--negative"),
         seed=seed,
         steps=30 if steps is None else steps,
-        guidance=5.0 if guidance is None else guidance,
+        guidance=(3.0 if is_embedded else 5.0) if guidance is None else guidance,
         size=inputs.parse_size(size),
         options={name: value for name, value in given.items() if value is not None},
+        model_options={"share_group_norm": True} if is_embedded else {},
     )
 
 

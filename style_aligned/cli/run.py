@@ -97,7 +97,7 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
             num_inference_steps=settings.steps,
             condition_scale=settings.guidance,
             size=size,
-            options=dict(settings.options),
+            options=settings.reference_options,
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)

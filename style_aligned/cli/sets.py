@@ -31,6 +31,7 @@ class Settings:
         guidance: The strength of the classifier-free guidance.
         size: The height and width in pixels.
         options: The options of the adapter that were given.
+        model_options: Those that suit the model, for references to be made, as far as they are not given.
     """
 
     negative: str = ""
@@ -38,7 +39,13 @@ class Settings:
     steps: int = 30
     guidance: float = 5.0
     size: tuple[int, int] | None = None
-    options: dict[str, float] = field(default_factory=dict[str, float])
+    options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
+    model_options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
+
+    @property
+    def reference_options(self) -> dict[str, bool | float]:
+        """The options of the adapter for a reference to be made."""
+        return {**self.model_options, **self.options}
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
         num_inference_steps=settings.steps,
         condition_scale=settings.guidance,
         size=size,
-        options=dict(settings.options),
+        options=settings.reference_options,
     )
     return style, True
 
@@ -306,7 +313,7 @@ def _known_settings(source: Source, settings: Settings) -> dict[str, Any]:
         "negative_prompt": settings.negative,
         "steps": settings.steps,
         "guidance": settings.guidance,
-        "options": settings.options,
+        "options": settings.reference_options,
     }
     return known if settings.size is None else {**known, "size": f"{settings.size[1]}x{settings.size[0]}"}
 
