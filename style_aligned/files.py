@@ -3,18 +3,22 @@
 import io
 import json
 import re
+import struct
 import unicodedata
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 SLUG_LENGTH = 60  # characters
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
+# what Pillow raises for files that are damaged or no image
+UNREADABLE = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 DISTRIBUTIONS = ("style-aligned", "refiners", "torch")
 
 
@@ -26,15 +30,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         content: What to write.
 
     Raises:
-        OSError: If that is not possible, as on a full disk. No part of the file is left then.
+        OSError: If that is not possible, as on a full disk. It names the file, and no part of it is left then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(content)
         part.replace(path)
-    except BaseException:  # an interruption too
+    except BaseException as error:  # an interruption too
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # writing to an open file does not tell
         raise
 
 
@@ -83,8 +89,28 @@ def read_texts(path: Path) -> dict[str, str]:
         image = Image.open(path, formats=["PNG"])
         with image:
             return {str(keyword): str(text) for keyword, text in image.info.items() if isinstance(text, str)}
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+    except UNREADABLE:
         return {}
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read an image, all of its pixels.
+
+    Args:
+        path: The path of the file.
+
+    Raises:
+        ValueError: If it is no image, or a damaged one.
+        OSError: If there is no such file, or it may not be read.
+    """
+    try:
+        image = Image.open(path)
+        with image:
+            return image.convert("RGB")
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        raise ValueError(f"expected {path} to be a whole image, got one that is damaged: {error}") from None
 
 
 def is_cut_off(path: Path) -> bool:
@@ -95,8 +121,52 @@ def is_cut_off(path: Path) -> bool:
     """
     with path.open("rb") as file:
         start = file.read(len(PNG_START))
+        if start != PNG_START:
+            return not start
         file.seek(max(0, file.seek(0, 2) - len(PNG_END)))
-        return not start or (start == PNG_START and file.read() != PNG_END)
+        if file.read() == PNG_END:
+            return False
+        file.seek(0)
+        return PNG_END not in file.read()  # other programs may write something behind the end
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file is no PNG, or one whose pixels are not as they were written.
+
+    Its checksums tell that: nothing is decoded.
+
+    Args:
+        path: The path of the file.
+    """
+    try:
+        image = Image.open(path, formats=["PNG"])
+        with image:
+            image.verify()
+    except UNREADABLE:
+        return True
+    return False
+
+
+def describe_picture(kind: str) -> dict[str, str]:
+    """Put what a picture of many images is into texts for its file, by which it is known later.
+
+    Args:
+        kind: What it is, such as a contact sheet.
+
+    Returns:
+        The texts by keyword.
+    """
+    return {"kind": kind, "versions": json.dumps(versions(), sort_keys=True)}
+
+
+def is_replaceable(path: Path, kind: str) -> bool:
+    """Tell whether a picture may be written somewhere: nothing is there, or one of its kind, or a cut-off one.
+
+    Args:
+        path: The path of the file.
+        kind: What it is, as given to `describe_picture`.
+    """
+    return not path.exists() or is_cut_off(path) or read_texts(path).get("kind") == kind
 
 
 def describe_image(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -118,6 +188,22 @@ def describe_image(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[
     }
 
 
+def parse_settings(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Take the settings of an image from the texts of its file.
+
+    Args:
+        texts: The texts by keyword.
+
+    Returns:
+        The settings, or None if there are none, as in the files of other programs.
+    """
+    try:
+        settings: Any = json.loads(texts["settings"])
+    except (KeyError, ValueError, RecursionError):
+        return None
+    return cast(dict[str, Any], settings) if isinstance(settings, dict) else None
+
+
 def difference(texts: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
     """Tell in what an image on disk differs from the one that would be written there.
 
@@ -132,6 +218,8 @@ def difference(texts: Mapping[str, str], expected: Mapping[str, str]) -> str | N
     """
     if "settings" not in texts:
         return "it holds no settings"
+    if parse_settings(texts) is None:
+        return "its settings are not a JSON object"
     own, wanted = _flatten(texts), _flatten(expected)
     for name in sorted(own.keys() | wanted.keys()):
         if own.get(name) != wanted.get(name):
@@ -190,9 +278,4 @@ def numbered(index: int, count: int, text: str) -> str:
 
 
 def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        settings: Any = json.loads(texts["settings"])
-    except ValueError:
-        settings = {}
-    flat = cast(dict[str, Any], settings) if isinstance(settings, dict) else {}
-    return {**flat, "prompt": texts.get("prompt"), "seed": texts.get("seed")}
+    return {**(parse_settings(texts) or {}), "prompt": texts.get("prompt"), "seed": texts.get("seed")}

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from style_aligned.files import open_image
+
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 GROUND = "#ffffff"
@@ -92,7 +94,7 @@ def contact_sheet(
         The sheet: the same pixels for the same images and texts. No text leaves its place: what is too long is cut off.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If there is nothing to draw, or the file of an image is damaged, which it names.
     """
     if not any(strip.cells for line in lines for strip in line):
         raise ValueError("expected at least one image for a contact sheet, got none")
@@ -231,11 +233,7 @@ def _write(
 
 
 def _open(image: Image.Image | Path) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    opened = Image.open(image)
-    with opened:
-        return opened.convert("RGB")
+    return image.convert("RGB") if isinstance(image, Image.Image) else open_image(image)
 
 
 def _rounded(size: tuple[int, int], radius: int) -> Image.Image:

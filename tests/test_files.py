@@ -1,5 +1,9 @@
+import errno
 import json
+import re
 import resource
+import struct
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +63,18 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, image: Image.Image) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["fox.png"]
 
 
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(path: Path, content: bytes) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")  # as from an open file: without its name
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        files.write_bytes(tmp_path / "fox.png", b"fox")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "fox.png"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_interruption_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path, target: Path) -> Path:
         raise KeyboardInterrupt
@@ -81,6 +97,55 @@ def test_cut_off_files_are_told(tmp_path: Path, image: Image.Image) -> None:
     for content, is_cut_off in ((whole, False), (whole[:-1], True), (whole[:200], True), (b"", True), (b"text", False)):
         path.write_bytes(content)
         assert files.is_cut_off(path) == is_cut_off
+    path.write_bytes(whole + b"what another program wrote behind its end")
+    assert not files.is_cut_off(path)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_damage_is_told_and_named(tmp_path: Path, image: Image.Image) -> None:
+    path = tmp_path / "fox.png"
+    whole = files.encode_png(image, {"prompt": "a fox"})
+    path.write_bytes(whole)
+    assert not files.is_damaged(path)
+    assert files.open_image(path).tobytes() == image.tobytes()
+    start = whole.index(b"IDAT")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+    end = chunk(b"IEND", b"")
+    damaged = [
+        whole[: start + 2000] + bytes(4000) + whole[start + 6000 :],
+        whole[: start + 100] + bytes([whole[start + 100] ^ 1]) + whole[start + 101 :],
+        whole[: start + 100],
+        files.PNG_START + header + end,
+        b"text",
+        b"",
+    ]
+    for content in damaged:
+        path.write_bytes(content)
+        assert files.is_damaged(path)
+        with pytest.raises(ValueError, match=f"expected {re.escape(str(path))} to be a whole image, got one"):
+            files.open_image(path)
+    path.write_bytes(files.PNG_START + header + chunk(b"IDAT", b"no zlib") + end)
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        files.open_image(path)
+    with pytest.raises(FileNotFoundError):
+        files.open_image(tmp_path / "missing.png")
+
+
+def test_only_pictures_of_a_kind_are_replaceable(tmp_path: Path, image: Image.Image) -> None:
+    path = tmp_path / "sheet.png"
+    assert files.is_replaceable(path, "contact sheet")
+    files.write_png(path, image, files.describe_picture("contact sheet"))
+    assert files.is_replaceable(path, "contact sheet")
+    assert not files.is_replaceable(path, "demonstration")
+    path.write_bytes(path.read_bytes()[:-10])
+    assert files.is_replaceable(path, "contact sheet")
+    files.write_png(path, image)
+    assert not files.is_replaceable(path, "contact sheet")
+    path.write_bytes(b"my own notes")
+    assert not files.is_replaceable(path, "contact sheet")
 
 
 def test_differences_are_named() -> None:
@@ -95,8 +160,9 @@ def test_differences_are_named() -> None:
     other_seed = files.describe_image("a fox", 2, {"steps": 30, "size": "64x64"})
     assert files.difference(other_seed, expected) == "it has seed='2', not '1'"
     assert files.difference({}, expected) == "it holds no settings"
-    assert files.difference({"settings": "[]"}, expected) is not None
-    assert files.difference({"settings": "no JSON"}, expected) is not None
+    for settings in ("[]", "3", "no JSON", "[" * 100_000):
+        assert files.difference({**expected, "settings": settings}, expected) == "its settings are not a JSON object"
+        assert files.parse_settings({"settings": settings}) is None
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
@@ -104,3 +107,13 @@ def test_shorten() -> None:
 )
 def test_fit_cell(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert sheets.fit_cell(size) == expected
+
+
+def test_the_file_of_a_damaged_image_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "fox.png"
+    noise = np.random.default_rng(0).integers(0, 256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:2000] + bytes(4000) + content[6000:])
+    with pytest.raises(ValueError, match=f"expected {re.escape(str(path))} to be a whole image"):
+        contact_sheet([[Strip([Cell(path)])]], layout=LAYOUT)
