@@ -1,8 +1,6 @@
 """A style: the reference image of a set, as the trajectory that leads to it, in a file of its own."""
 
 import hashlib
-import io
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,32 +9,15 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from refiners.foundationals.latent_diffusion import StableDiffusion_XL
-from refiners.foundationals.latent_diffusion.solvers import Solver
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Solver
 from torch import Tensor
 
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, predict_noise, sample_noise
+from style_aligned.sites import check_target
+from style_aligned.style_file import PREVIEW, StyleError, check_settings, read_style_file, write_style_file
 
-FORMAT = 1
-MAX_HEADER = 1 << 20  # bytes
-MAX_ELEMENTS = 1 << 28
-PREVIEW = 128  # pixels
-OPTIONS = (
-    "adain_queries",
-    "adain_keys",
-    "adain_values",
-    "share_attention",
-    "share_group_norm",
-    "scale",
-    "shift",
-    "only_self_level",
-)
-
-
-class StyleError(ValueError):
-    """A style file that cannot be read, or a style that does not fit a model."""
+SAMPLES = 64  # of each parameter, for the fingerprint of a model
 
 
 @dataclass(frozen=True)
@@ -100,11 +81,22 @@ class Style:
             options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
 
         Raises:
-            ValueError: If the prompt is empty, a number out of its range, or an option not one that a style can have.
+            ValueError: If the prompt is empty, a number out of its range, or an option not one that a style can have,
+                if the model has self-attention guidance or is adapted already, or if the latents overflow.
         """
         size = default_size(model) if size is None else size
         options = dict(options or {})
-        _check_settings(model, prompt, num_inference_steps, condition_scale, size, options)
+        settings: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "num_inference_steps": num_inference_steps,
+            "condition_scale": condition_scale,
+            "size": size,
+            "options": options,
+        }
+        check_settings(settings)
+        check_model(model, options)
         noise = sample_noise(model, seed, size) if noise is None else noise
         if noise.shape != (1, 4, size[0] // 8, size[1] // 8):
             raise ValueError(f"expected noise of shape {(1, 4, size[0] // 8, size[1] // 8)}, got {tuple(noise.shape)}")
@@ -120,16 +112,11 @@ class Style:
             trajectory.advance(predicted_noise, step)
             latents.append(trajectory.latents)
 
+        check_latents(trajectory.latents, prompt)
         preview = model.lda.latents_to_image(trajectory.latents)
         preview.thumbnail((PREVIEW, PREVIEW))
         return cls(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            num_inference_steps=num_inference_steps,
-            condition_scale=condition_scale,
-            size=size,
-            options=options,
+            **settings,
             solver=describe_solver(solver),
             model=describe_model(model),
             latents=torch.cat(latents),
@@ -167,6 +154,10 @@ class Style:
             raise StyleError(
                 f"expected a solver with {name}={self.solver.get(name)}, as the style's, got {given_solver.get(name)}"
             )
+        try:
+            StyleAlignedAdapter(model.unet, **self.options)
+        except ValueError as error:
+            raise StyleError(f"the style does not fit the model: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the style to a safetensors file: the same bytes for the same style.
@@ -174,17 +165,7 @@ class Style:
         Args:
             path: The path of the file. What is there is replaced once the new file is complete.
         """
-        path = Path(path)
-        preview = io.BytesIO()
-        self.preview.save(preview, format="PNG")
-        tensors = {
-            "latents": self.latents,
-            **self.text.tensors,
-            "preview": torch.frombuffer(bytearray(preview.getvalue()), dtype=torch.uint8),
-        }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
         settings = {
-            "format": FORMAT,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
             "seed": self.seed,
@@ -195,14 +176,7 @@ class Style:
             "solver": self.solver,
             "model": self.model,
         }
-        settings["sha256"] = _digest(settings, tensors)
-        part = path.with_name(path.name + ".part")
-        try:
-            # a single entry: the order of several is not defined
-            save_file(tensors, part, metadata={"style_aligned": json.dumps(settings, sort_keys=True)})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_style_file(Path(path), settings, {"latents": self.latents, **self.text.tensors}, self.preview)
 
     @classmethod
     def load(cls, path: str | Path) -> "Style":
@@ -217,56 +191,9 @@ class Style:
             StyleError: If the file is not a style, or was altered or cut off.
             FileNotFoundError: If there is no such file.
         """
-        path = Path(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-        if len(start) < 8 or int.from_bytes(start, "little") > MAX_HEADER:
-            raise StyleError(f"expected {path} to be a style file, got one without a safetensors header")
-        try:
-            with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-                return cls._read(file, path)
-        except SafetensorError as error:
-            raise StyleError(
-                f"expected {path} to be a complete safetensors file, got one that is not: {error}"
-            ) from None
-
-    @classmethod
-    def _read(cls, file: Any, path: Path) -> "Style":
-        metadata: dict[str, str] = file.metadata() or {}
-        try:
-            settings: dict[str, Any] = json.loads(metadata["style_aligned"])
-            if settings["format"] != FORMAT:
-                raise StyleError(f"expected {path} to have format {FORMAT}, got {settings['format']}")
-            height, width = (int(length) for length in settings["size"])
-            steps = int(settings["num_inference_steps"])
-            shapes: dict[str, list[int]] = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-            digest = settings.pop("sha256")
-            expected = {"latents": [steps + 1, 4, height // 8, width // 8]}
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, StyleError):
-                raise
-            raise StyleError(f"expected {path} to be a style file, got one without a style's settings") from None
-        if not {"latents", "clip_text_embedding", "preview"} <= set(shapes):
-            raise StyleError(f"expected {path} to hold latents, text embedding and preview, got {sorted(shapes)}")
-        if shapes["latents"] != expected["latents"]:
-            raise StyleError(f"expected latents of shape {expected['latents']} in {path}, got {shapes['latents']}")
-        for key, shape in shapes.items():
-            if torch.Size(shape).numel() > MAX_ELEMENTS:
-                raise StyleError(f"expected at most {MAX_ELEMENTS} elements in {key} of {path}, got shape {shape}")
-
-        tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in shapes}
-        if _digest(settings, tensors) != digest:
-            raise StyleError(f"expected {path} as it was written, got one that was altered: its checksum differs")
-        preview = Image.open(io.BytesIO(tensors.pop("preview").numpy().tobytes()))
-        preview.load()
-        settings |= {"size": (height, width)}
-        del settings["format"]
-        return cls(
-            **settings,
-            latents=tensors["latents"],
-            text=TextEmbedding(tensors["clip_text_embedding"], tensors.get("pooled_text_embedding")),
-            preview=preview,
-        )
+        settings, tensors, preview = read_style_file(Path(path))
+        latents = tensors.pop("latents")
+        return cls(**settings, latents=latents, text=TextEmbedding(**tensors), preview=preview)
 
 
 def default_size(model: Model) -> tuple[int, int]:
@@ -280,17 +207,19 @@ def default_size(model: Model) -> tuple[int, int]:
 def describe_solver(solver: Solver) -> dict[str, Any]:
     """Give the name of a solver and what it was set up with, its number of steps aside."""
     parameters = {name: getattr(value, "value", value) for name, value in asdict(solver.params).items()}
+    if isinstance(solver, DPMSolver):
+        parameters["last_step_first_order"] = solver.last_step_first_order
     return {"name": type(solver).__name__, **parameters}
 
 
 def describe_model(model: Model) -> dict[str, Any]:
-    """Give the class and precision of a model, and a fingerprint of the weights of its U-Net."""
+    """Give the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net."""
     digest = hashlib.sha256()
     samples: list[Tensor] = []
-    for parameter in model.unet.parameters():
+    for parameter in (*model.clip_text_encoder.parameters(), *model.unet.parameters()):
         digest.update(str(tuple(parameter.shape)).encode())
         flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // 4)][:4])
+        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=model.dtype))
     digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "class": type(model).__name__,
@@ -300,32 +229,34 @@ def describe_model(model: Model) -> dict[str, Any]:
     }
 
 
-def _digest(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def check_model(model: Model, options: dict[str, Any]) -> None:
+    """Check that a model can be aligned.
 
+    Args:
+        model: The model.
+        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
 
-def _check_settings(
-    model: Model,
-    prompt: str,
-    num_inference_steps: int,
-    condition_scale: float,
-    size: tuple[int, int],
-    options: dict[str, Any],
-) -> None:
+    Raises:
+        ValueError: If it has self-attention guidance or is adapted already, or if an option is out of its range.
+    """
     if model.has_self_attention_guidance():
         raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
-    if not prompt.strip():
-        raise ValueError("expected a prompt with at least one word, got an empty one")
-    if not 1 <= num_inference_steps <= 1000:
-        raise ValueError(f"expected num_inference_steps between 1 and 1000, got {num_inference_steps}")
-    if not -1e4 < condition_scale < 1e4:
-        raise ValueError(f"expected condition_scale to be a finite number, got {condition_scale}")
-    if any(length < 64 or length % 8 != 0 for length in size):
-        raise ValueError(f"expected a size of multiples of 8, at least 64, got {size[0]}x{size[1]}")
-    if unknown := sorted(set(options) - set(OPTIONS)):
-        raise ValueError(f"expected options among {', '.join(OPTIONS)}, got {', '.join(unknown)}")
-    StyleAlignedAdapter(model.unet, **options)  # checks them
+    adapter = StyleAlignedAdapter(model.unet, **options)
+    check_target(adapter.target, share_group_norm=adapter.share_group_norm)
+
+
+def check_latents(latents: Tensor, prompt: str) -> None:
+    """Check that latents have not overflowed.
+
+    Args:
+        latents: The latents.
+        prompt: What they show.
+
+    Raises:
+        ValueError: If they have.
+    """
+    if not latents.isfinite().all():
+        raise ValueError(
+            f"the latents of {prompt!r} overflowed to NaN or infinity: expected a scale, a shift and a guidance that"
+            " the model's precision can hold"
+        )

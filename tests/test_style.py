@@ -1,4 +1,6 @@
 import dataclasses
+import hashlib
+import io
 import json
 import struct
 from pathlib import Path
@@ -6,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from refiners.foundationals.latent_diffusion.solvers import DDIM, Euler, SolverParams
+from PIL import Image
+from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, SolverParams
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -14,6 +18,8 @@ from style_aligned.mini import Mini
 from style_aligned.sampling import generate
 from style_aligned.style import Style, StyleError, default_size
 from tests.oracle import relative_error
+
+SIZE = (64, 64)
 
 
 @pytest.fixture
@@ -91,15 +97,21 @@ def test_a_failed_save_leaves_what_was_there(style: Style, tmp_path: Path, monke
     path = tmp_path / "fox.safetensors"
     path.write_text("precious")
 
-    def fail(tensors: Any, part: Path, metadata: Any) -> None:
+    def fail(part: Path, content: bytes) -> int:
         part.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("style_aligned.style.save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="No space left"):
         style.save(path)
     assert path.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_style_is_as_readable_as_any_file(style: Style, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("")
+    style.save(tmp_path / "fox.safetensors")
+    assert (tmp_path / "fox.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_truncated_files(style: Style, tmp_path: Path) -> None:
@@ -126,33 +138,115 @@ def test_altered_files(style: Style, tmp_path: Path) -> None:
         Style.load(path)
 
 
-def rewrite(style: Style, path: Path, **changes: Any) -> None:
+def png(width: int, height: int, kind: str = "PNG") -> Tensor:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, kind)
+    return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+
+
+def rewrite(style: Style, path: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write a style with other settings and tensors (None leaves them out), and a checksum that is right for them."""
     style.save(path)
-    header_length = struct.unpack("<Q", path.read_bytes()[:8])[0]
-    header = json.loads(path.read_bytes()[8 : 8 + header_length])
-    settings = json.loads(header["__metadata__"]["style_aligned"]) | changes
-    tensors: dict[str, Tensor] = {"latents": style.latents, **style.text.tensors, "preview": torch.zeros(4)}
-    save_file(tensors, path, metadata={"style_aligned": json.dumps(settings)})
+    with safe_open(path, framework="pt") as file:
+        old = json.loads(file.metadata()["style_aligned"])
+        parts = {name: file.get_tensor(name) for name in file.keys()} | tensors  # noqa: SIM118
+    del old["sha256"]
+    described = {name: value for name, value in (old | settings).items() if value is not None}
+    parts = {name: tensor for name, tensor in parts.items() if tensor is not None}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name in sorted(parts):
+        digest.update(f"{name} {parts[name].dtype} {tuple(parts[name].shape)}".encode())
+        digest.update(parts[name].flatten().view(torch.uint8).numpy().tobytes())
+    described["sha256"] = digest.hexdigest()
+    save_file(parts, path, metadata={"style_aligned": json.dumps(described)})
+
+
+def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> None:
+    rewrite(style, tmp_path / "fox.safetensors", {"prompt": "another"}, {})
+    loaded = Style.load(tmp_path / "fox.safetensors")
+    assert loaded.prompt == "another"
+    loaded.check(model)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "message"),
     [
         ({"format": 2}, "to have format 1, got 2"),
-        (
-            {"size": [8_000_000, 8_000_000]},
-            r"expected latents of shape \[4, 4, 1000000, 1000000\] .* got \[4, 4, 8, 16\]",
-        ),
-        ({"size": None}, "got one without a style's settings"),
+        ({"size": [65_536, 65_536]}, r"expected latents of shape \[4, 4, 8192, 8192\] .* got \[4, 4, 8, 16\]"),
+        ({"size": [8_000_000, 64]}, "expected a size of multiples of 8, at least 64 and at most 65536, got 8000000x64"),
+        ({"size": [64.0, 128]}, "expected a size of multiples of 8"),
+        ({"size": [64]}, r"expected a size of height and width, got \[64\]"),
+        ({"size": None}, "got others: size"),
+        ({"extra": 1}, "got others: extra"),
         ({"num_inference_steps": 99}, r"expected latents of shape \[100, 4, 8, 16\]"),
-        ({"prompt": "another"}, "got one that was altered"),
+        ({"num_inference_steps": 3.0}, "expected num_inference_steps between 1 and 1000, got 3.0"),
+        ({"num_inference_steps": 1001}, "expected num_inference_steps between 1 and 1000, got 1001"),
+        ({"prompt": 5}, "expected a prompt with at least one word, got 5"),
+        ({"negative_prompt": 5}, "expected negative_prompt to be a text, got 5"),
+        ({"seed": -1}, "expected seed to be an integer of at least 0, got -1"),
+        ({"seed": True}, "expected seed to be an integer of at least 0, got True"),
+        ({"condition_scale": float("nan")}, "expected condition_scale to be a finite number, got nan"),
+        ({"condition_scale": "5"}, "expected condition_scale to be a finite number, got '5'"),
+        ({"options": [1]}, r"expected options by name, got \[1\]"),
+        ({"options": {"full_attention_share": True}}, "expected options among .* got full_attention_share"),
+        ({"options": {"scale": float("inf")}}, "expected scale to be a finite number, got inf"),
+        ({"options": {"share_group_norm": 1}}, "expected share_group_norm to be True or False, got 1"),
+        ({"model": {}}, r"to say class, .* of its model, got \{\}"),
+        ({"solver": ["DDIM"]}, r"to name its solver, got \['DDIM'\]"),
     ],
     ids=str,
 )
-def test_absurd_settings(style: Style, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    rewrite(style, tmp_path / "fox.safetensors", **changes)
+def test_absurd_settings(style: Style, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    rewrite(style, tmp_path / "fox.safetensors", settings, {})
+    with pytest.raises(StyleError, match=message) as caught:
+        Style.load(tmp_path / "fox.safetensors")
+    assert "fox.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"latents": torch.zeros(4, 4, 8, 16).long()}, "expected latents of a floating type in .* got I64"),
+        ({"latents": torch.full((4, 4, 8, 16), torch.nan)}, "expected latents of .* to be finite"),
+        ({"latents": None}, "to hold latents, text embedding and preview"),
+        ({"other": torch.zeros(1)}, "to hold latents, text embedding and preview, got .*other"),
+        ({"clip_text_embedding": torch.zeros(1, 32, 128)}, r"of shape \[2, any, any\] in .* got \[1, 32, 128\]"),
+        ({"pooled_text_embedding": torch.zeros(2, 3, 4)}, r"of shape \[2, any\] in .* got \[2, 3, 4\]"),
+        ({"preview": torch.zeros(9)}, "expected preview of bytes in .* got F32"),
+        ({"preview": torch.zeros(9, dtype=torch.uint8)}, "to be a PNG of at most 128x128 pixels"),
+        ({"preview": png(9000, 9000)}, "to be a PNG of at most 128x128 pixels"),
+        ({"preview": png(9, 9, "JPEG")}, "to be a PNG of at most 128x128 pixels"),
+        ({"preview": png(99, 99)[:-30]}, "to be a PNG of at most 128x128 pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_absurd_tensors(style: Style, tmp_path: Path, tensors: dict[str, Any], message: str) -> None:
+    rewrite(style, tmp_path / "fox.safetensors", {}, tensors)
     with pytest.raises(StyleError, match=message):
         Style.load(tmp_path / "fox.safetensors")
+
+
+@pytest.mark.parametrize("settings", ["[1]", "null", '{"format": 1', "[" * 100_000, "text"], ids=lambda text: text[:9])
+def test_settings_that_are_none(tmp_path: Path, settings: str) -> None:
+    save_file({"latents": torch.zeros(1)}, tmp_path / "fox.safetensors", metadata={"style_aligned": settings})
+    with pytest.raises(StyleError, match="got one without a style's settings"):
+        Style.load(tmp_path / "fox.safetensors")
+
+
+@pytest.mark.parametrize(
+    "tensors", [{"pooled_text_embedding": None}, {"pooled_text_embedding": torch.zeros(2, 3)}], ids=["none", "short"]
+)
+def test_text_embeddings_of_another_model(model: Mini, style: Style, tmp_path: Path, tensors: dict[str, Any]) -> None:
+    rewrite(style, tmp_path / "fox.safetensors", {}, tensors)
+    loaded = Style.load(tmp_path / "fox.safetensors")
+    with pytest.raises(StyleError, match=r"expected a style with text embeddings of shapes .*\[2, 64\]"):
+        next(generate(model, loaded, ["a cat"]))
+
+
+def test_options_out_of_range(model: Mini, style: Style, tmp_path: Path) -> None:
+    rewrite(style, tmp_path / "fox.safetensors", {"options": {"scale": -1.0}}, {})
+    with pytest.raises(StyleError, match="expected scale to be a finite number of at least 0, got -1"):
+        Style.load(tmp_path / "fox.safetensors").check(model)
 
 
 def test_files_that_are_no_styles(tmp_path: Path) -> None:
@@ -176,14 +270,24 @@ def test_another_solver(model: Mini, style: Style) -> None:
         style.check(model, force=True)
 
 
+def test_another_last_step(model: Mini) -> None:
+    model.solver = DPMSolver(num_inference_steps=30, last_step_first_order=True)
+    style = Style.from_prompt(model, "a fox", num_inference_steps=2, size=(64, 64))
+    style.check(model)
+    model.solver = DPMSolver(num_inference_steps=30)
+    with pytest.raises(StyleError, match=r"with last_step_first_order=True, as the style's, got False"):
+        style.check(model)
+
+
 def test_another_guidance(model: Mini, style: Style) -> None:
     model.classifier_free_guidance = False
     with pytest.raises(StyleError, match=r"expected a model with classifier_free_guidance=True, .* got False"):
         style.check(model, force=True)
 
 
-def test_other_weights(model: Mini, style: Style) -> None:
-    weight = next(iter(model.unet.parameters()))
+@pytest.mark.parametrize("part", ["unet", "clip_text_encoder"])
+def test_other_weights(model: Mini, style: Style, part: str) -> None:
+    weight = next(getattr(model, part).parameters())
     before = weight.clone()
     weight.add_(1)
     try:
@@ -195,13 +299,20 @@ def test_other_weights(model: Mini, style: Style) -> None:
     style.check(model)
 
 
+def test_an_overflow_is_no_style(model: Mini) -> None:
+    with pytest.raises(ValueError, match="the latents of 'a fox' overflowed to NaN or infinity"):
+        Style.from_prompt(
+            model, "a fox", noise=torch.full((1, 4, 8, 8), torch.inf), num_inference_steps=1, size=(64, 64)
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"prompt": " "}, "expected a prompt with at least one word, got an empty one"),
         ({"num_inference_steps": 0}, "expected num_inference_steps between 1 and 1000, got 0"),
         ({"condition_scale": float("nan")}, "expected condition_scale to be a finite number, got nan"),
-        ({"size": (100, 64)}, "expected a size of multiples of 8, at least 64, got 100x64"),
+        ({"size": (100, 64)}, "expected a size of multiples of 8, at least 64 and at most 65536, got 100x64"),
         ({"noise": torch.zeros(1, 4, 4, 4)}, r"expected noise of shape \(1, 4, 32, 32\), got \(1, 4, 4, 4\)"),
         ({"options": {"full_attention_share": True}}, "expected options among .* got full_attention_share"),
         ({"options": {"scale": -1.0}}, "expected scale to be a finite number of at least 0, got -1"),
