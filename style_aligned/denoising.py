@@ -124,6 +124,8 @@ class Trajectory:
         """
         self.solver = deepcopy(solver)
         self.generator = Generator(device=model.device).manual_seed(seed)
+        # past the numbers that the seed gives for the first noise: what is added later must not be that noise again
+        torch.randn(noise.shape, generator=self.generator, device=model.device)
         self.latents = solver.scale_model_input(noise, step=-1)
 
     def advance(self, predicted_noise: Float[Tensor, "1 4 height width"], step: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, device as Device
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.bank import ReferenceBank
 from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, predict_noise, sample_noise, stack
-from style_aligned.style import Style
+from style_aligned.style import Style, StyleError, check_latents, check_model
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def generate(
     Raises:
         StyleError: If the style does not fit the model.
         ValueError: If a prompt is empty, the numbers of prompts, seeds and noise differ, a size is less than one, or
-            the model has self-attention guidance.
+            the model has self-attention guidance or is adapted already, or, once it is at it, if latents overflow.
+        TypeError: If a prompt is no text, or a seed or a size no integer.
     """
     style.check(model, force=force)
     seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
@@ -102,7 +103,7 @@ def generate_unaligned(
         The images, in the order of their prompts.
 
     Raises:
-        ValueError: As for `generate`.
+        ValueError, TypeError: As for `generate`.
     """
     seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
     return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step, aligned=False)
@@ -121,20 +122,39 @@ def _check(
     if isinstance(prompts, str):
         raise TypeError(f"expected a sequence of prompts, got the string {prompts!r}")
     for index, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected prompts to be texts, got {prompt!r} at index {index}")
         if not prompt.strip():
             raise ValueError(f"expected prompts with at least one word, got an empty one at index {index}")
     seeds = range(style.seed + 1, style.seed + 1 + len(prompts)) if seeds is None else seeds
     if len(seeds) != len(prompts):
         raise ValueError(f"expected a seed for each of {len(prompts)} prompts, got {len(seeds)}")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected seeds to be integers, got {seed!r}")
+        if not 0 <= seed < 1 << 64:
+            raise ValueError(f"expected seeds between 0 and 2**64 - 1, got {seed}")
     expected = (len(prompts), 4, style.size[0] // 8, style.size[1] // 8)
     if noise is not None and noise.shape != expected:
         raise ValueError(f"expected noise of shape {expected}, got {tuple(noise.shape)}")
+    if noise is not None and not noise.isfinite().all():
+        raise ValueError("expected noise to be finite, got NaN or infinity")
     for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+        if not isinstance(number, int) or isinstance(number, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"expected {name} to be an integer, got {number!r}")
         if number < 1:
             raise ValueError(f"expected {name} to be at least 1, got {number}")
-    if model.has_self_attention_guidance():
-        raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
+    check_model(model, style.options)
     return seeds
+
+
+def _check_text(text: TextEmbedding, own: TextEmbedding) -> None:
+    """Check that a style's text embedding is of the shapes of the model's."""
+    found, expected = (
+        {name: list(tensor.shape) for name, tensor in embedding.tensors.items()} for embedding in (text, own)
+    )
+    if found != expected:
+        raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
 
 
 def _generate(
@@ -165,6 +185,7 @@ def _generate(
         ]
         texts = [embed(model, prompts[index], style.negative_prompt) for index in chunk]
         if aligned:
+            _check_text(style.text, texts[0])
             # the model is as it was whenever an image is handed out
             with StyleAlignedAdapter(model.unet, **style.options) as adapter:
                 bank = ReferenceBank(device=bank_device)
@@ -178,6 +199,7 @@ def _generate(
                 with torch.no_grad():
                     _advance(model, style, trajectories, texts, step, batch_size, on_step)
         for index, trajectory in zip(chunk, trajectories, strict=True):
+            check_latents(trajectory.latents, prompts[index])
             with torch.no_grad():
                 image = model.lda.latents_to_image(trajectory.latents)
             yield Sample(prompt=prompts[index], seed=seeds[index], latents=trajectory.latents, image=image)

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import pytest
@@ -97,6 +98,22 @@ def test_an_image_does_not_depend_on_its_set(model: Mini) -> None:
     assert relative_error(reversed_set.flip(0), together) < 1e-4
 
 
+def test_added_noise_is_not_the_first_noise_again(model: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.solver = LCMSolver(30)
+    added: list[Tensor] = []
+    add_noise = Solver.add_noise
+
+    def spy(self: Solver, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        added.append(noise)
+        return add_noise(self, x, noise, step)
+
+    monkeypatch.setattr(Solver, "add_noise", spy)
+    make_style(model)
+    assert len(added) == STEPS - 1
+    for noise in added:
+        assert abs(torch.corrcoef(torch.stack([noise.flatten(), sample_noise(model, 0, SIZE).flatten()]))[0, 1]) < 0.2
+
+
 def test_noise_in_place_of_seeds(model: Mini) -> None:
     style = make_style(model)
     noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(1, 1 + len(PROMPTS))])
@@ -139,6 +156,8 @@ def test_the_model_is_left_as_it_was(model: Mini) -> None:
         ({"prompts": ["a cat", " "]}, "expected prompts with at least one word, got an empty one at index 1"),
         ({"seeds": [1]}, "expected a seed for each of 5 prompts, got 1"),
         ({"noise": torch.zeros(2, 4, 8, 8)}, r"expected noise of shape \(5, 4, 8, 8\), got \(2, 4, 8, 8\)"),
+        ({"noise": torch.full((5, 4, 8, 8), torch.nan)}, "expected noise to be finite, got NaN or infinity"),
+        ({"seeds": [1, 2, -3, 4, 5]}, r"expected seeds between 0 and 2\*\*64 - 1, got -3"),
         ({"batch_size": 0}, "expected batch_size to be at least 1, got 0"),
         ({"chunk_size": -1}, "expected chunk_size to be at least 1, got -1"),
     ],
@@ -156,6 +175,22 @@ def test_self_attention_guidance_is_refused(fresh_mini: Mini) -> None:
         generate(fresh_mini, style, PROMPTS)
     with pytest.raises(ValueError, match="expected a model without self-attention guidance"):
         make_style(fresh_mini)
+
+
+def test_an_adapted_model_is_refused(model: Mini) -> None:
+    style = make_style(model)
+    with StyleAlignedAdapter(model.unet, set_size=2):
+        for function in (generate, generate_unaligned):
+            with pytest.raises(ValueError, match="expected a target that no StyleAlignedAdapter is injected in"):
+                function(model, style, PROMPTS)
+        with pytest.raises(ValueError, match="expected a target that no StyleAlignedAdapter is injected in"):
+            make_style(model)
+
+
+def test_an_overflow_is_no_image(model: Mini) -> None:
+    style = dataclasses.replace(make_style(model), options={"scale": 1e300})
+    with pytest.raises(ValueError, match=f"the latents of {PROMPTS[0]!r} overflowed to NaN or infinity"):
+        next(generate(model, style, PROMPTS))
 
 
 def test_no_prompts_make_no_images(model: Mini) -> None:
