@@ -1,14 +1,15 @@
 """Measure what alignment costs on the full-size U-Net of SDXL, with random weights.
 
-    python scripts/benchmark.py [--latents 64] [--images 4] [--rounds 5] [--device cpu]
+    python scripts/benchmark.py [--latents 64] [--images 4] [--rounds 3] [--device cpu]
 
 In each round every contestant does one step with classifier-free guidance, one after the other:
 - plain: the U-Net without any adapter;
 - bound: plain, and the attention of the targets to the reference's tokens, with nothing done to prepare them;
 - ours: `StyleAlignedAdapter` of this package;
 - built-in: `StyleAlignedAdapter` of Refiners;
-- replay: ours for the targets alone, their reference recorded before; per row, against the bound's for target rows.
-Printed are medians, and medians of the ratios to plain of the same round.
+- targets' bound: the bound for the targets alone, without their reference;
+- replay: ours for the targets alone, their reference recorded before.
+Printed are medians, and medians of the ratios of the same round: to plain, and of replay to the targets' bound.
 """
 
 import argparse
@@ -25,26 +26,37 @@ from torch import Tensor
 
 from style_aligned import ReferenceBank, StyleAlignedAdapter
 
+BOUND_OF_REPLAY = "targets' bound"
+
 
 class BoundAttention(fl.ScaledDotProductAttention):
-    """The attention that no implementation can do without: targets to twice as many tokens, taken from nowhere."""
+    """The attention that no implementation can do without: targets to twice as many tokens, taken from nowhere.
+
+    Args:
+        attention: The plain attention.
+        set_size: The number of rows that share a reference, the first of them.
+        references: The number of references in each set: none where targets are alone.
+    """
 
     shared: ClassVar[dict[tuple[int, ...], Tensor]] = {}  # made in the round that warms up
 
-    def __init__(self, attention: fl.ScaledDotProductAttention, set_size: int) -> None:
+    def __init__(self, attention: fl.ScaledDotProductAttention, set_size: int, references: int = 1) -> None:
         super().__init__(num_heads=attention.num_heads)
         self.attention = attention
         self.set_size = set_size
+        self.references = references
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        shape = (self.set_size - 1, 2 * query.shape[1], query.shape[2])
+        shape = (self.set_size - self.references, 2 * query.shape[1], query.shape[2])
         if shape not in self.shared:
             self.shared[shape] = torch.randn(shape, device=query.device, dtype=query.dtype)
         shared = self.shared[shape]
         attended: list[Tensor] = []
         for start in range(0, len(query), self.set_size):
-            reference, targets = slice(start, start + 1), slice(start + 1, start + self.set_size)
-            attended.append(self.attention(query[reference], key[reference], value[reference]))
+            first_target = start + self.references
+            reference, targets = slice(start, first_target), slice(first_target, start + self.set_size)
+            if self.references:
+                attended.append(self.attention(query[reference], key[reference], value[reference]))
             attended.append(self.attention(query[targets], shared, shared))
         return torch.cat(attended)
 
@@ -84,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what alignment costs on the full-size U-Net of SDXL.")
     parser.add_argument("--latents", type=int, default=64, help="height and width of the latents")
     parser.add_argument("--images", type=int, default=4, help="images in the set, the reference included")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
@@ -95,10 +107,10 @@ def main() -> None:
     def plain() -> float:
         return step(unet, rows, options.latents)
 
-    def bound() -> float:
+    def bound_of(rows: int, references: int) -> float:
         sites = [(parent, layer) for layer, parent in unet.walk(fl.ScaledDotProductAttention)]
         edits = [
-            (parent, layer, BoundAttention(layer, options.images))
+            (parent, layer, BoundAttention(layer, rows // 2, references))
             for parent, layer in sites
             if isinstance(parent, fl.SelfAttention)
         ]
@@ -108,6 +120,12 @@ def main() -> None:
         for parent, old_layer, new_layer in edits:
             parent.replace(new_layer, old_layer)
         return seconds
+
+    def bound() -> float:
+        return bound_of(rows, references=1)
+
+    def targets_bound() -> float:
+        return bound_of(rows - 2, references=0)
 
     def ours() -> float:
         with StyleAlignedAdapter(unet):
@@ -121,13 +139,15 @@ def main() -> None:
 
     def replay() -> float:
         with StyleAlignedAdapter(unet) as adapter:
-            with adapter.record(bank):
-                step(unet, 2, options.latents)
+            if bank.latents_shape is None:
+                with adapter.record(bank):
+                    step(unet, 2, options.latents)
             with adapter.replay(bank):
                 return step(unet, rows - 2, options.latents)
 
     contestants: dict[str, Callable[[], float]] = {
-        "plain": plain, "bound": bound, "ours": ours, "built-in": builtin, "replay": replay,
+        "plain": plain, "bound": bound, "ours": ours, "built-in": builtin, BOUND_OF_REPLAY: targets_bound,
+        "replay": replay,
     }  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for index in range(options.rounds + 1):
@@ -136,12 +156,18 @@ def main() -> None:
             if index > 0:  # the first round warms up
                 seconds[name].append(duration)
 
+    def ratio(name: str, other: str) -> float:
+        return statistics.median(one / two for one, two in zip(seconds[name], seconds[other], strict=True))
+
     size = f"{options.images} images, {options.latents}x{options.latents} latents, bfloat16"
     print(f"{size}, {options.device}, torch {torch.__version__}, medians of {options.rounds} rounds")
-    print("| | seconds a step | ratio to plain |\n|---|---|---|")
+    print("| | rows | seconds a step | ratio to plain |\n|---|---|---|---|")
     for name, durations in seconds.items():
-        ratios = [duration / other for duration, other in zip(durations, seconds["plain"], strict=True)]
-        print(f"| {name} | {statistics.median(durations):.2f} | {statistics.median(ratios):.3f} |")
+        is_alone = name in (BOUND_OF_REPLAY, "replay")
+        relative = "" if is_alone else f"{ratio(name, 'plain'):.3f}"
+        print(f"| {name} | {rows - 2 * is_alone} | {statistics.median(durations):.2f} | {relative} |")
+    print(f"ours / bound: {ratio('ours', 'bound'):.3f}")
+    print(f"replay / its bound: {ratio('replay', BOUND_OF_REPLAY):.3f}")
 
 
 if __name__ == "__main__":
