@@ -21,7 +21,7 @@ Do the images of a set share a style, and does each show what its prompt says? T
 ([arXiv 2312.02133](https://arxiv.org/abs/2312.02133)) asks of SDXL, with DINO and CLIP; here they are asked of the
 model that this package carries, with a judge of its own. Every line is from the same {sets} sets of {set_size} images
 (a reference and {targets} targets): the same concepts, the styles in turn, the same noise; {steps} steps, guidance
-{guidance:g}, seed {seed}. Nothing was picked.
+{guidance:g}, seed {seed}. No set was left out.
 
 - **style**: the fraction of targets that the judge finds in the style that the reference's prompt names;
 - **concept**: the fraction of targets whose concept is the judge's first guess out of {concepts};
