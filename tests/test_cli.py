@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -17,9 +18,9 @@ from PIL import Image
 
 from style_aligned import sampling
 from style_aligned.cli import inputs, library, main
-from style_aligned.files import read_texts
+from style_aligned.files import is_damaged, read_texts, write_png
 from style_aligned.mini import Mini
-from style_aligned.style import Style
+from style_aligned.style import Style, describe_model
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ["--size", "64", "--steps", "2"]
@@ -153,6 +154,7 @@ def test_version(run: Run) -> None:
         (["generate", *FOX, "--prompt", "a cat", "--device", "toaster"], "expected --device to be cpu, cuda"),
         (["generate", *FOX, "--prompt", "a cat", "--dtype", "float8"], "--dtype"),
         (["generate", *FOX, "--prompts", "missing.txt"], "missing.txt: no such file"),
+        (["generate", *FOX, "--prompts", "-", "--prompts", "-"], "expected --prompts - once at most, got it 2 times"),
         (["generate", "--style", "missing.safetensors", "--prompt", "a cat"], "missing.safetensors: no such file"),
         (["generate", "--style", "x", "--steps", "3", "--prompt", "a cat"], "expected no --steps beside --style"),
         (["style", "make", "--reference", ""], "expected --reference to have at least one word"),
@@ -401,7 +403,7 @@ def test_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def write_bytes(path: Path, content: bytes) -> int:
         if path.name.startswith("001"):
             write(path, content[:100])
-            raise OSError(28, "No space left on device", str(path))
+            raise OSError(errno.ENOSPC, "No space left on device")  # as from an open file: without its name
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
@@ -409,7 +411,7 @@ def test_full_disk(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     code, output, error = run(*command)
     assert (code, output) == (2, "")
     assert error.splitlines()[-1] == (
-        f"style-aligned: error: {tmp_path}/001-a-dog.png.part: no space left on device; what was finished is kept"
+        f"style-aligned: error: {tmp_path}/001-a-dog.png: no space left on device; what was finished is kept"
     )
     assert set(contents(tmp_path)) == {"000-a-cat.png", "reference.png", "style.safetensors"}
     monkeypatch.undo()
@@ -430,7 +432,7 @@ def test_images_of_other_settings_are_not_replaced(run: Run, loads: list[Any], t
     assert json.loads(read_texts(tmp_path / "000-a-cat.png")["settings"])["steps"] == 3
 
     (tmp_path / "000-a-cat.png").write_bytes(b"my own notes")
-    assert_error(run(*command, "--steps", "3"), "000-a-cat.png is of another run: it holds no settings")
+    assert_error(run(*command, "--steps", "3"), "000-a-cat.png is of another program: it holds no settings")
     assert (tmp_path / "000-a-cat.png").read_bytes() == b"my own notes"
 
 
@@ -442,6 +444,106 @@ def test_cut_off_images_are_made_again(run: Run, tmp_path: Path) -> None:
     (tmp_path / "001-a-dog.png").write_bytes(b"")
     assert run(*command)[0] == 0
     assert contents(tmp_path) == before
+
+
+def damage(path: Path) -> None:
+    """Zero bytes in the middle of an image's pixels, as a failing disk does."""
+    content = path.read_bytes()
+    start = content.index(b"IDAT") + 100
+    path.write_bytes(content[:start] + bytes(1000) + content[start + 1000 :])
+
+
+def test_damaged_images_are_made_again(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--output", tmp_path]
+    run(*command)
+    before = contents(tmp_path)
+    for force in ([], ["--force"]):
+        damage(tmp_path / "001-a-dog.png")
+        damage(tmp_path / "reference.png")
+        code, output, error = run(*command, *force)
+        assert code == 0, error
+        assert output.startswith("1 new image in")
+        assert contents(tmp_path) == before
+
+
+def test_what_is_of_others_is_not_replaced(run: Run, loads: list[Any], tmp_path: Path) -> None:
+    style = tmp_path / "fox.safetensors"
+    assert run("style", "make", "--reference", "a fox", *SMALL, "--output", style)[0] == 0
+    loads.clear()
+    out = tmp_path / "out"
+    command = ["generate", "--style", style, "--reference", "a dog", "--prompt", "a cat", "--compare"]
+    others = Image.effect_noise((64, 64), 50).convert("RGB")
+    foreign: list[tuple[str, dict[str, str], str]] = [
+        ("sheet.png", {}, "is of another program: it is no contact sheet"),
+        ("sheet.png", {"kind": "demonstration"}, "is of another program: it is no contact sheet"),
+        ("000-a-dog/reference.png", {}, "is of another program: it holds no settings"),
+        ("001-fox/reference.png", {}, "is of another program: it holds no settings"),
+        ("001-fox/unaligned/000-a-cat.png", {}, "is of another program: it holds no settings"),
+        ("001-fox/000-a-cat.png", {"settings": "no JSON"}, "is of another program: its settings are not a JSON object"),
+        ("001-fox/000-a-cat.png", {"settings": "[]"}, "is of another program: its settings are not a JSON object"),
+    ]
+    for name, texts, message in foreign:
+        write_png(out / name, others, texts)
+        before = contents(out)
+        assert_error(run(*command, "--output", out), re.escape(f"{out / name} {message} (--force replaces it, or take"))
+        assert loads == []
+        assert contents(out) == before
+        (out / name).unlink()
+
+    write_png(out / "sheet.png", others)
+    assert run(*command, "--output", out, "--force")[0] == 0
+    assert read_texts(out / "sheet.png")["kind"] == "contact sheet"
+    (out / "sheet.png").write_bytes((out / "sheet.png").read_bytes()[:-20])
+    assert run(*command, "--output", out)[0] == 0
+    assert not is_damaged(out / "sheet.png")
+
+
+def test_a_damaged_style_in_the_folder(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path]
+    run(*command)
+    before = contents(tmp_path)
+    path = tmp_path / "style.safetensors"
+    for content in (before["style.safetensors"][:-100], b"", b"my own notes"):
+        path.write_bytes(content)
+        code, _, error = run(*command)
+        assert code == 2
+        assert f"error: {path} is damaged, or no style file: expected" in error.splitlines()[-1]
+        assert error.splitlines()[-1].endswith("(--force replaces it)")
+        assert path.read_bytes() == content
+    assert run(*command, "--force")[0] == 0
+    assert contents(tmp_path) == before
+
+
+def test_several_prompts_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("a cat\na dog\n")
+    (tmp_path / "b.jsonl").write_text('{"prompt": "a rocket", "seed": 7}\n')
+    files = ["--prompts", tmp_path / "a.txt", "--prompts", tmp_path / "b.jsonl"]
+    asked: list[Any] = []
+
+    def generate(output: Path, *, prompts: list[inputs.Prompt], **_: Any) -> None:
+        asked.extend(prompts)
+
+    monkeypatch.setattr("style_aligned.cli.run.generate", generate)
+    assert run("generate", *FOX, "--prompt", "a fox", *files, "--output", tmp_path / "out")[0] == 0
+    assert asked == [
+        inputs.Prompt("a fox"),
+        inputs.Prompt("a cat"),
+        inputs.Prompt("a dog"),
+        inputs.Prompt("a rocket", 7),
+    ]
+
+
+@pytest.mark.parametrize("command", ["style make", "demo", "evaluate"])
+def test_only_generate_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def load_model(name: str, **_: str) -> Mini:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "load_model", load_model)
+    reference = ["--reference", "a fox"] if command == "style make" else []
+    code, output, error = run(*command.split(), *reference, "--output", tmp_path / "new")
+    assert (code, output) == (130, "")
+    assert error.splitlines()[-1] == "style-aligned: interrupted"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_seeds_of_prompts_and_overrides_of_style_files(run: Run, tmp_path: Path) -> None:
@@ -500,18 +602,36 @@ def test_damaged_style_files(run: Run, loads: list[Any], tmp_path: Path) -> None
 def test_a_style_of_other_weights_takes_force(run: Run, random_mini: Mini, tmp_path: Path) -> None:
     file = tmp_path / "fox.safetensors"
     run("style", "make", "--reference", "a fox", *SMALL, "--output", file)
+    command = ["generate", "--style", file, "--compare", "--output", tmp_path / "out"]
+    cat, dog = ["--prompt", "a cat"], ["--prompt", "a dog"]
     weight = next(random_mini.unet.parameters())
     before = weight.clone()
-    command = ["generate", "--style", file, "--prompt", "a cat", "--output", tmp_path / "out"]
+
+    def models() -> set[str]:
+        images = [path for path in (tmp_path / "out").rglob("*.png") if path.name != "sheet.png"]
+        return {json.loads(read_texts(path)["settings"])["model"]["fingerprint"] for path in images}
+
     try:
         weight.data += 1
-        code, _, error = run(*command)
+        code, _, error = run(*command, *cat)
         assert code == 2
         assert "fingerprint" in error.splitlines()[-1]
         assert not (tmp_path / "out").exists()
-        assert run(*command, "--force")[0] == 0
+        weight.data.copy_(before)
+        assert run(*command, *cat)[0] == 0
+        assert models() == {describe_model(random_mini)["fingerprint"]}
+        by_the_first = (tmp_path / "out" / "000-a-cat.png").read_bytes()
+
+        # the images say which model drew them, and those of the other are made again
+        weight.data += 1
+        code, output, _ = run(*command, *cat, *dog, "--force")
+        assert (code, output[:13]) == (0, "4 new images ")
+        assert models() == {describe_model(random_mini)["fingerprint"]}
+        assert (tmp_path / "out" / "000-a-cat.png").read_bytes() != by_the_first
+        assert run(*command, *cat, *dog, "--force")[1].startswith("0 new images")
     finally:
         weight.data.copy_(before)
+    assert_error(run(*command, *cat), "000-a-cat.png is of another run: it has model=")
 
 
 def test_warnings_about_prompts(run: Run, tmp_path: Path) -> None:
@@ -553,6 +673,28 @@ def test_show_style(run: Run, tmp_path: Path) -> None:
     assert read_image(preview).size == (64, 64)
 
 
+def test_a_preview_replaces_nothing(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "fox.safetensors"
+    run("style", "make", "--reference", "a fox", *SMALL, "--output", file)
+    before = file.read_bytes()
+    (tmp_path / "link").symlink_to(file)
+    for preview in (file, tmp_path / "link", tmp_path / "." / "fox.safetensors"):
+        for force in ([], ["--force"]):
+            result = run("style", "show", file, "--preview", preview, *force)
+            assert_error(result, "expected --preview to be another file than the style file, got")
+    assert file.read_bytes() == before
+
+    notes = tmp_path / "notes.png"
+    notes.write_bytes(b"my own notes")
+    assert_error(run("style", "show", file, "--preview", notes), "notes.png exists already: --force replaces it")
+    assert notes.read_bytes() == b"my own notes"
+    assert run("style", "show", file, "--preview", notes, "--force")[0] == 0
+    assert read_image(notes).size == (64, 64)
+    assert_error(run("style", "show", file, "--preview", tmp_path), "expected --preview to be a file, got the folder")
+    assert_error(run("style", "show", file, "--preview", file / "new"), "expected --preview .* to be in a folder")
+    assert_error(run("style", "show", file, "--preview", "/dev/null"), "expected --preview .* is a device or a pipe")
+
+
 def test_concepts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("style_aligned.mini.known_concepts", lambda: ["rocket", "fox"])
     monkeypatch.setattr("style_aligned.mini.known_styles", lambda: ["neon sign"])
@@ -561,7 +703,7 @@ def test_concepts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.splitlines()[:4] == ["Styles (1):", "  neon sign", "Concepts (2):", "  fox     rocket"]
 
 
-def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo(run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from style_aligned import demo
 
     picture = tmp_path / "demo.png"
@@ -577,6 +719,17 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert str(picture) in output
     assert "style-aligned generate" in output
     assert read_image(picture).size == (8, 8)
+    assert run("demo", "--steps", "2", "--output", picture)[0] == 0
+
+    loads.clear()
+    others = tmp_path / "others.png"
+    write_png(others, Image.new("RGB", (8, 8), "red"))
+    (tmp_path / "notes.txt").write_bytes(b"my own notes")
+    for path in (others, tmp_path / "notes.txt"):
+        before = path.read_bytes()
+        assert_error(run("demo", "--output", path), "expected --output to be new, or of an earlier demo, got .*/[no]")
+        assert path.read_bytes() == before
+    assert loads == []
 
 
 def test_the_picture_of_the_demo(random_mini: Mini) -> None:
@@ -609,26 +762,57 @@ def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert_error(run("convert", "--from", "model"), "Missing option '--to'")
 
 
-def test_evaluate(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Have the command evaluate nothing. The options that it gives are collected."""
     number = SimpleNamespace(value=0.5)
-    row = SimpleNamespace(
-        setting="same style", variant="aligned", style=number, concept=number, palette_distance=number
-    )
+    figures = {"style": number, "concept": number, "palette_distance": number}
+    rows = [
+        SimpleNamespace(setting=setting, variant=variant, **figures)
+        for setting in ("same style", "style in the reference only")
+        for variant in ("unaligned", "aligned, but without anything at all")
+    ]
     asked: dict[str, Any] = {}
 
     def evaluate(model: Mini, *, on_progress: Callable[[int, int], None], **options: Any) -> SimpleNamespace:
         asked.update(options)
         on_progress(1, 2)
-        return SimpleNamespace(rows=[row], to_dict=lambda: {"sets": options["sets"]})
+        return SimpleNamespace(rows=rows, to_dict=lambda: {**options, "rows": [3]})
 
     module = ModuleType("style_aligned.evaluation")
     vars(module)["evaluate"] = evaluate
     monkeypatch.setitem(sys.modules, "style_aligned.evaluation", module)
+    return asked
+
+
+def test_evaluate(run: Run, evaluated: dict[str, Any], tmp_path: Path) -> None:
     code, output, error = run("evaluate", "--sets", "3", "--steps", "2", "--output", tmp_path / "results.json")
     assert (code, error) == (0, "")
-    assert output.splitlines()[1].split() == ["same", "style", "aligned", "50.0%", "50.0%", "0.5"]
-    assert asked == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 3.0, "batch_size": 20}
-    assert json.loads((tmp_path / "results.json").read_text()) == {"sets": 3}
+    lines = output.splitlines()
+    table = [re.split("  +", line) for line in lines]
+    assert table[0] == ["setting", "variant", "style", "concept", "palette distance"]
+    assert table[1] == ["same style", "unaligned", "50.0%", "50.0%", "0.5"]
+    assert table[4][:2] == ["style in the reference only", "aligned, but without anything at all"]
+    assert len({len(line) for line in lines}) == 1
+    assert len({line.index(cells[1]) for line, cells in zip(lines, table, strict=True)}) == 1
+    assert evaluated == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 3.0, "batch_size": 20}
+    assert json.loads((tmp_path / "results.json").read_text())["sets"] == 3
+
+
+def test_an_evaluation_replaces_evaluations_only(
+    run: Run, loads: list[Any], evaluated: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    for content in (b"my own notes", b"", b"[1, 2]", b'{"rows": []}', b"[" * 100_000, b"\xff"):
+        path.write_bytes(content)
+        result = run("evaluate", "--output", path)
+        assert_error(result, "expected --output to be new, or of an earlier evaluation, got .*results.json")
+        assert path.read_bytes() == content
+    assert loads == []
+    path.unlink()
+    for sets in (2, 3):
+        assert run("evaluate", "--sets", str(sets), "--output", path)[0] == 0
+        assert json.loads(path.read_text())["sets"] == sets
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")

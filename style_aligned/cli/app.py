@@ -114,9 +114,10 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="What to draw. Repeat it for more images.")
     ] = None,
     prompts: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE", help="More to draw: a prompt a line, or .jsonl with prompt and seed; - for stdin."
+            metavar="FILE",
+            help="More to draw: a prompt a line, or .jsonl with prompt and seed; - for stdin. Repeat it for more.",
         ),
     ] = None,
     model: Model = "mini",
@@ -155,7 +156,7 @@ def generate(
     if not reference:
         own = {"--steps": steps, "--guidance": guidance, "--size": size, "--negative": negative}
         inputs.reject(own, "beside --style: the style file has its own")
-    targets = inputs.collect_prompts(prompt or [], prompts)
+    targets = inputs.collect_prompts(prompt or [], prompts or [])
     inputs.check_device(device)
     inputs.check_output_folder(output)
 
@@ -211,10 +212,15 @@ def show_style(
     preview: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Write the small picture of the reference that it holds.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --preview if it is there.")] = False,
 ) -> None:
     """Show what a style file holds."""
     if preview is not None:
-        inputs.check_output_file(preview)
+        inputs.check_output_file(preview, "--preview")
+        if preview.exists() and preview.samefile(file):
+            raise ValueError(f"expected --preview to be another file than the style file, got {preview}")
+        if preview.exists() and not force:
+            raise ValueError(f"{preview} exists already: --force replaces it")
 
     from style_aligned.cli import run
 
@@ -233,15 +239,19 @@ def demo(
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
     inputs.check_device(device)
     inputs.check_output_file(output)
+
+    from style_aligned.files import describe_picture, is_replaceable, write_png
+
+    if not is_replaceable(output, "demonstration"):
+        raise ValueError(f"expected --output to be new, or of an earlier demo, got {output}: take another name")
     loaded = library.load_model(model, device=device, dtype="float32")
 
     from style_aligned.demo import ROWS, count_images, draw_demo
-    from style_aligned.files import write_png
 
     images = count_images(ROWS)
     with Progress.show(images, images * steps) as progress:
         picture = draw_demo(loaded, seed=seed, steps=steps, on_step=progress.step, on_image=progress.image)
-    write_png(output, picture)
+    write_png(output, picture, describe_picture("demonstration"))
     typer.echo(
         f"{output}: the same prompts and noise, unaligned and aligned. Next: {_program()} generate"
         ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "an umbrella, neon sign"'
@@ -291,6 +301,7 @@ def evaluate(
     inputs.check_device(device)
     if output is not None:
         inputs.check_output_file(output)
+        inputs.check_figures(output)
 
     from style_aligned.cli import run
 

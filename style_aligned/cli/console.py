@@ -36,7 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_line(f"error: {describe(error)}")
         return ERROR
     if code == INTERRUPTED:
-        print_line("interrupted: what was finished is kept, and the same command goes on from there")
+        command = next((argument for argument in arguments if not argument.startswith("-")), None)
+        can_go_on = command == "generate"  # what is there already, which the others do not
+        print_line(
+            "interrupted: what was finished is kept, and the same command goes on from there"
+            if can_go_on
+            else "interrupted"
+        )
     return code if isinstance(code, int) else 0
 
 

@@ -14,6 +14,8 @@ import typer
 
 MAX_SIDE = 8192  # pixels
 MAX_SEED = 2**32 - 1
+MAX_FIGURES = 1 << 24  # bytes
+FIGURES = {"rows", "sets", "set_size"}  # some of what a file of an evaluation has
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,17 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
-def collect_prompts(prompts: Sequence[str], file: str | None) -> list[Prompt]:
-    """Collect the prompts: those given one by one, then those of a file.
+def collect_prompts(prompts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
+    """Collect the prompts: those given one by one, then those of files.
 
     Args:
         prompts: The prompts given one by one.
-        file: The path of a file, or `-` for standard input.
+        files: The paths of files, or `-` for standard input, which can be read once.
     """
+    if files.count("-") > 1:
+        raise ValueError(f"expected --prompts - once at most, got it {files.count('-')} times")
     collected = [Prompt(check_prompt(text, "--prompt")) for text in prompts]
-    if file is not None:
+    for file in files:
         collected += read_prompts(file)
     if not collected:
         raise ValueError("expected at least one --prompt, or --prompts with a file, got none")
@@ -131,22 +135,41 @@ def check_output_folder(folder: Path) -> None:
     """Check that files can be written in a folder, which may not exist yet."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected --output to be a folder, got the file {folder}")
-    _check_writable(folder, folder)
+    _check_writable(folder, folder, "--output")
 
 
-def check_output_file(path: Path) -> None:
-    """Check that a file can be written."""
+def check_output_file(path: Path, option: str = "--output") -> None:
+    """Check that a file can be written.
+
+    Args:
+        path: The path of the file.
+        option: The option that names it.
+    """
     if path.is_dir():
-        raise ValueError(f"expected --output to be a file, got the folder {path}")
-    _check_writable(path, path.parent)
+        raise ValueError(f"expected {option} to be a file, got the folder {path}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"expected {option} to be a file, got {path}, which is a device or a pipe")
+    _check_writable(path, path.parent, option)
 
 
-def _check_writable(output: Path, folder: Path) -> None:
+def check_figures(path: Path) -> None:
+    """Check that a file is not there, or holds the figures of an earlier evaluation, and may be replaced."""
+    if not path.exists():
+        return
+    try:
+        loaded: Any = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_FIGURES else None
+    except (ValueError, RecursionError):
+        loaded = None
+    if not isinstance(loaded, dict) or not FIGURES.issubset(cast(dict[str, Any], loaded)):
+        raise ValueError(f"expected --output to be new, or of an earlier evaluation, got {path}: take another name")
+
+
+def _check_writable(output: Path, folder: Path, option: str) -> None:
     existing = next((parent for parent in (folder, *folder.absolute().parents) if parent.exists()), Path("/"))
     if not existing.is_dir():
-        raise ValueError(f"expected --output {output} to be in a folder, got the file {existing} on its way")
+        raise ValueError(f"expected {option} {output} to be in a folder, got the file {existing} on its way")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"expected --output {output} to be writable, got the folder {existing} that is not")
+        raise ValueError(f"expected {option} {output} to be writable, got the folder {existing} that is not")
 
 
 def _read_line(line: str, where: str, *, is_json: bool) -> Prompt:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from style_aligned.cli import library
 from style_aligned.cli.sets import ImageSet, Target
+from style_aligned.files import open_image
 from style_aligned.sheets import MAX_IMAGES, Cell, Layout, Strip, contact_sheet, fit_cell, wrap
 
 MAX_COLUMNS = 8
@@ -58,11 +59,7 @@ def _cells(image_set: ImageSet, targets: Sequence[Target], *, has_captions: bool
 
 
 def _note(image_set: ImageSet, targets: Sequence[Target]) -> str:
-    images: list[Image.Image] = []
-    for path in [image_set.reference, *(target.path for target in targets)]:
-        opened = Image.open(path)
-        with opened:
-            images.append(opened.convert("RGB"))
+    images = [open_image(path) for path in [image_set.reference, *(target.path for target in targets)]]
     return f"palette distance {library.palette_distance(images):.0f}"
 
 

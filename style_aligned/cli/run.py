@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from style_aligned.cli import library, sets
+from style_aligned.cli import drawing, existing, library, sets
 from style_aligned.cli.console import Progress
 from style_aligned.cli.inputs import Prompt
-from style_aligned.files import encode_png, write_bytes
-from style_aligned.style import Style
+from style_aligned.files import describe_picture, write_bytes, write_png
+from style_aligned.style import Style, describe_model
 
 if TYPE_CHECKING:
     from style_aligned.denoising import Model
@@ -41,9 +41,10 @@ def generate(
         sources.append(sets.Source(style.prompt, style, path.stem))
     planned = sets.plan(output, sources, prompts, seed=settings.seed, compare=compare)
     if not force:
-        sets.check_existing(planned, settings)
+        existing.check_existing(output, planned, settings)
 
     model = load()
+    described = describe_model(model)
     drawn = [*references, *(prompt.text for prompt in prompts)]
     library.warn_about_prompts(model, [text for text in [*drawn, settings.negative] if text])
     size = settings.size or library.trained_size(model)
@@ -51,12 +52,11 @@ def generate(
         library.warn_about_size(model, size)
 
     # all styles before any image: what is wrong with the last one is known at once
-    new = 0
     styles: list[Style] = []
     with Progress.show(len(references), len(references) * settings.steps) as progress:
         for image_set in planned:
             progress.describe("references")
-            style, is_new = sets.obtain_style(model, image_set, settings, force=force)
+            style, is_new = drawing.obtain_style(model, image_set, settings, force=force)
             if image_set.source.style is None:
                 progress.step(settings.steps)
                 progress.image()
@@ -64,20 +64,22 @@ def generate(
                 image_set.folder.mkdir(parents=True, exist_ok=True)
                 style.save(image_set.folder / "style.safetensors")
             styles.append(style)
+    pending = existing.find_pending(planned, styles, described, force=force)
     counts = [
-        sets.count_work(image_set, style, batch_size=batch_size, force=force)
-        for image_set, style in zip(planned, styles, strict=True)
+        drawing.count_work(image_set, paths, batch_size=batch_size)
+        for image_set, paths in zip(planned, pending, strict=True)
     ]
     steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
-    there = 0
     with Progress.show(sum(counts), steps) as progress:
-        for image_set, style in zip(planned, styles, strict=True):
-            there += sets.make_images(model, style, image_set, batch_size=batch_size, force=force, progress=progress)
-    total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
-    new = total - there
+        for image_set, style, paths in zip(planned, styles, pending, strict=True):
+            drawing.make_images(
+                model, style, image_set, paths, described, batch_size=batch_size, force=force, progress=progress
+            )
     sheet = output / "sheet.png"
-    write_bytes(sheet, encode_png(draw_overview(planned, _subtitle(model_name, styles[0]))))
-    already = f" ({there} were there already)" if there else ""
+    write_png(sheet, draw_overview(planned, _subtitle(model_name, styles[0])), describe_picture(existing.SHEET))
+    total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
+    new = sum(len(paths - {image_set.reference}) for image_set, paths in zip(planned, pending, strict=True))
+    already = f" ({total - new} were there already)" if new < total else ""
     typer.echo(f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}")
 
 
@@ -107,12 +109,12 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
 def show_style(file: Path, preview: Path | None) -> None:
     """Write what a style file holds to standard output."""
     style = Style.load(file)
-    for name, value in sets.describe_style(style).items():
+    for name, value in existing.describe_style(style).items():
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
         typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
-    typer.echo(f"{'fingerprint:':<17} {sets.fingerprint(style)}")
+    typer.echo(f"{'fingerprint:':<17} {existing.fingerprint(style)}")
     if preview is not None:
-        write_bytes(preview, encode_png(style.preview))
+        write_png(preview, style.preview)
         typer.echo(f"{'preview:':<17} {preview}")
 
 
@@ -131,12 +133,15 @@ def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> 
             last = done
 
         results = evaluate(model, on_progress=on_progress, **options)
-    typer.echo(f"{'setting':<24}{'variant':<28}{'style':>8}{'concept':>10}{'palette distance':>18}")
-    for row in results.rows:
-        typer.echo(
-            f"{row.setting:<24}{row.variant:<28}{row.style.value:>8.1%}{row.concept.value:>10.1%}"
-            f"{row.palette_distance.value:>18.1f}"
-        )
+    figures = [
+        (f"{row.style.value:.1%}", f"{row.concept.value:.1%}", f"{row.palette_distance.value:.1f}")
+        for row in results.rows
+    ]
+    _echo_table(
+        ("setting", "variant", "style", "concept", "palette distance"),
+        [(row.setting, row.variant, *values) for row, values in zip(results.rows, figures, strict=True)],
+        texts=2,
+    )
     if output is not None:
         write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
 
@@ -146,3 +151,15 @@ def _subtitle(model_name: str, style: Style) -> str:
     steps = f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}"
     settings = f"{steps} · guidance {style.condition_scale:g} · seed {style.seed}"
     return f"{name} · {settings}"
+
+
+def _echo_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
+    """Write columns, as wide as they need to be: some of texts, then those of figures."""
+    lines = [names, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = [
+            cell.ljust(width) if index < texts else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        typer.echo("  ".join(padded))

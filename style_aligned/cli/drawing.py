@@ -1,0 +1,166 @@
+"""A run of `generate`: making the styles and images that are not there yet."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from style_aligned.cli import existing, library
+from style_aligned.cli.console import Progress
+from style_aligned.cli.sets import ImageSet, Settings
+
+if TYPE_CHECKING:
+    from style_aligned.denoising import Model
+    from style_aligned.style import Style
+else:
+    Model = Style = Any  # annotations are evaluated, and these take seconds to import
+
+CHUNK = 32  # images that are on their way at a time, about
+
+
+def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force: bool) -> tuple[Style, bool]:
+    """Take the style of a set from its file, or from an earlier run into the same folder, or make it.
+
+    Args:
+        model: The model.
+        image_set: The set.
+        settings: What the user asked for.
+        force: Whether to let the style of other weights pass, and to replace that of another run.
+
+    Returns:
+        The style, and whether it is new.
+
+    Raises:
+        ValueError: If the style does not fit the model, or the folder has one that is damaged or of another run.
+    """
+    from style_aligned.style import Style
+
+    source = image_set.source
+    if source.style is not None:
+        style = replace(source.style, options={**source.style.options, **settings.options})
+        style.check(model, force=force)
+        return style, False
+    size = settings.size or library.trained_size(model)
+    path = image_set.folder / "style.safetensors"
+    if path.is_file():
+        style = _reuse_style(path, model, existing.known_settings(source, settings), size, force=force)
+        if style is not None:
+            return style, False
+    style = Style.from_prompt(
+        model,
+        source.prompt,
+        negative_prompt=settings.negative,
+        seed=settings.seed or 0,
+        num_inference_steps=settings.steps,
+        condition_scale=settings.guidance,
+        size=size,
+        options=settings.reference_options,
+    )
+    return style, True
+
+
+def make_images(
+    model: Model,
+    style: Style,
+    image_set: ImageSet,
+    pending: Set[Path],
+    described: Mapping[str, Any],
+    *,
+    batch_size: int,
+    force: bool,
+    progress: Progress,
+) -> None:
+    """Make the images of a set that are not there yet, and the reference.
+
+    Args:
+        model: The model.
+        style: The style.
+        image_set: The set.
+        pending: The paths of the images to be made.
+        described: What `style_aligned.style.describe_model` says of the model.
+        batch_size: The number of images that go through the model at a time.
+        force: Whether to let the style of other weights pass.
+        progress: Told of each step and image.
+    """
+    from style_aligned.files import describe_image, write_png
+    from style_aligned.sampling import generate, generate_unaligned
+
+    if image_set.reference in pending:
+        texts = describe_image(style.prompt, style.seed, existing.reference_settings(style, described))
+        write_png(image_set.reference, style.image(model), texts)
+
+    for is_aligned, targets in ((True, image_set.aligned), (False, image_set.unaligned)):
+        # whole micro-batches: an image comes out the same, to the last bit, whatever was there before
+        work = [
+            target
+            for batch in _batches(targets, batch_size)
+            if any(target.path in pending for target in batch)
+            for target in batch
+        ]
+        if not work:
+            continue
+        own = existing.image_settings(style, described, is_aligned=is_aligned)
+        progress.describe(_shorten(image_set.source.prompt) if is_aligned else "unaligned")
+        arguments: dict[str, Any] = {
+            "seeds": [target.seed for target in work],
+            "batch_size": batch_size,
+            "chunk_size": batch_size * max(1, CHUNK // batch_size),
+            "on_step": progress.step,
+        }
+        prompts = [target.prompt for target in work]
+        samples = (
+            generate(model, style, prompts, force=force, **arguments)
+            if is_aligned
+            else generate_unaligned(model, style, prompts, **arguments)
+        )
+        for target, sample in zip(work, samples, strict=True):
+            if target.path in pending:
+                write_png(target.path, sample.image, describe_image(target.prompt, target.seed, own))
+            progress.image()
+
+
+def count_work(image_set: ImageSet, pending: Set[Path], *, batch_size: int) -> int:
+    """Count the images that go through the model: those that share a micro-batch with a missing one do too."""
+    return sum(
+        len(batch)
+        for targets in (image_set.aligned, image_set.unaligned)
+        for batch in _batches(targets, batch_size)
+        if any(target.path in pending for target in batch)
+    )
+
+
+def _reuse_style(
+    path: Path, model: Model, wanted: Mapping[str, Any], size: tuple[int, int], *, force: bool
+) -> Style | None:
+    """Read the style that an earlier run has left. None means that it is to be replaced."""
+    from style_aligned.style import Style, StyleError
+
+    found = ""
+    try:
+        style = Style.load(path)
+    except StyleError as error:
+        # images may follow it, and nothing tells any more whether a new one would be the same
+        found = f"damaged, or no style file: {error}"
+    else:
+        try:
+            style.check(model)
+        except StyleError as error:
+            found = f"of another run: {error}"
+        else:
+            own = existing.describe_style(style)
+            name = next((name for name in wanted if own[name] != wanted[name]), None)
+            if name is None and style.size == size:
+                return style
+            name = name or "size"
+            found = f"of another run: it has {name}={own[name]!r}, not {wanted.get(name, f'{size[1]}x{size[0]}')!r}"
+    if not force:
+        raise ValueError(f"{path} is {found} (--force replaces it)")
+    return None
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _shorten(text: str, length: int = 30) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

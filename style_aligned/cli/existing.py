@@ -1,0 +1,173 @@
+"""What is in the folder of a run already: images of this run, damaged ones, and what is of others."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from style_aligned.cli.sets import ImageSet, Settings, Source, Target
+
+if TYPE_CHECKING:
+    from style_aligned.style import Style
+else:
+    Style = Any  # annotations are evaluated, and it takes seconds to import
+
+SHEET = "contact sheet"  # its kind, in its file
+OF_A_REFERENCE = ("reference", "reference_seed", "options", "style")  # no matter for unaligned images
+
+
+def check_existing(output: Path, sets: Sequence[ImageSet], settings: Settings) -> None:
+    """Check that what is in the folder is not of another run, as far as that can be told without the model.
+
+    Args:
+        output: The folder.
+        sets: The sets.
+        settings: What the user asked for.
+
+    Raises:
+        ValueError: If an image would be replaced by a different one, or a file that is no contact sheet by one.
+    """
+    from style_aligned.files import is_replaceable
+
+    sheet = output / "sheet.png"
+    if not is_replaceable(sheet, SHEET):
+        raise ValueError(f"{sheet} is of another program: {_advise('it is no contact sheet')}")
+    for image_set in sets:
+        known = known_settings(image_set.source, settings)
+        seed = image_set.source.style.seed if image_set.source.style is not None else settings.seed or 0
+        for target in image_set.aligned:
+            _refuse_others(target, {"aligned": True, **known}, is_partial=True)
+        plain = {name: known[name] for name in known if name not in OF_A_REFERENCE}
+        for target in image_set.unaligned:
+            _refuse_others(target, {"aligned": False, **plain}, is_partial=True)
+        _refuse_others(Target(image_set.reference, image_set.source.prompt, seed), known, is_partial=True)
+
+
+def find_pending(
+    sets: Sequence[ImageSet], styles: Sequence[Style], model: Mapping[str, Any], *, force: bool
+) -> list[set[Path]]:
+    """Find what is to be made: images that are not there, and those that are damaged.
+
+    A damaged one is made again without force if its settings are those of this run: it comes out as it was.
+
+    Args:
+        sets: The sets.
+        styles: Their styles.
+        model: What `style_aligned.style.describe_model` says of the model that draws.
+        force: Whether images of other settings are to be made too.
+
+    Returns:
+        The paths of each set's images, the reference's among them.
+
+    Raises:
+        ValueError: If an image would be replaced by a different one, unless forced to.
+    """
+    return [
+        {
+            target.path
+            for target, settings in _expected(image_set, style, model)
+            if _is_pending(target, settings, force=force)
+        }
+        for image_set, style in zip(sets, styles, strict=True)
+    ]
+
+
+def describe_style(style: Style) -> dict[str, Any]:
+    """Give the settings of a style, as they are shown, and written into its images."""
+    return {
+        "reference": style.prompt,
+        "reference_seed": style.seed,
+        "negative_prompt": style.negative_prompt,
+        "steps": style.num_inference_steps,
+        "guidance": style.condition_scale,
+        "size": f"{style.size[1]}x{style.size[0]}",
+        "options": style.options,
+        "solver": style.solver,
+        "model": style.model,
+    }
+
+
+def reference_settings(style: Style, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Give all settings that the picture of a reference depends on.
+
+    Args:
+        style: The style.
+        model: The model that draws: not the style's own, if it was forced.
+    """
+    return {**describe_style(style), "model": dict(model), "style": fingerprint(style)}
+
+
+def image_settings(style: Style, model: Mapping[str, Any], *, is_aligned: bool) -> dict[str, Any]:
+    """Give all settings that an image depends on.
+
+    Args:
+        style: The style.
+        model: The model that draws.
+        is_aligned: Whether it follows the reference.
+    """
+    settings = {"aligned": is_aligned, **reference_settings(style, model)}
+    return settings if is_aligned else {name: settings[name] for name in settings if name not in OF_A_REFERENCE}
+
+
+def known_settings(source: Source, settings: Settings) -> dict[str, Any]:
+    """Give the settings of a reference that are known before there is a model."""
+    if source.style is not None:
+        style = replace(source.style, options={**source.style.options, **settings.options})
+        return reference_settings(style, style.model)
+    known = {
+        "reference": source.prompt,
+        "reference_seed": settings.seed or 0,
+        "negative_prompt": settings.negative,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "options": settings.reference_options,
+    }
+    return known if settings.size is None else {**known, "size": f"{settings.size[1]}x{settings.size[0]}"}
+
+
+def fingerprint(style: Style) -> str:
+    """Give a fingerprint of the reference's trajectory: not all of them come from a prompt and a seed."""
+    import torch
+
+    values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def _expected(image_set: ImageSet, style: Style, model: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, Any]]]:
+    yield Target(image_set.reference, style.prompt, style.seed), reference_settings(style, model)
+    for is_aligned, targets in ((True, image_set.aligned), (False, image_set.unaligned)):
+        settings = image_settings(style, model, is_aligned=is_aligned)
+        yield from ((target, settings) for target in targets)
+
+
+def _is_pending(target: Target, settings: Mapping[str, Any], *, force: bool) -> bool:
+    """Tell whether an image is still to be made."""
+    from style_aligned.files import is_cut_off, is_damaged
+
+    if not target.path.exists() or is_cut_off(target.path):
+        return True
+    return _refuse_others(target, settings, is_forced=force) or is_damaged(target.path)
+
+
+def _refuse_others(
+    target: Target, settings: Mapping[str, Any], *, is_partial: bool = False, is_forced: bool = False
+) -> bool:
+    """Refuse to replace an image of other settings. Tells whether it is to be replaced nevertheless."""
+    from style_aligned.files import describe_image, difference, is_cut_off, parse_settings, read_texts
+
+    if not target.path.exists() or is_cut_off(target.path):
+        return False
+    texts = read_texts(target.path)
+    own = parse_settings(texts)
+    if is_partial:
+        settings = {**(own or {}), **settings}
+    found = difference(texts, describe_image(target.prompt, target.seed, settings))
+    if found is not None and not is_forced:
+        maker = "program" if own is None else "run"
+        raise ValueError(f"{target.path} is of another {maker}: {_advise(found)}")
+    return found is not None
+
+
+def _advise(found: str) -> str:
+    return f"{found} (--force replaces it, or take another --output)"
