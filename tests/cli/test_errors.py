@@ -1,0 +1,125 @@
+"""Every kind of wrong input, and what goes wrong later: one line, and nothing left behind."""
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from style_aligned.cli import library, main
+from style_aligned.mini import Mini
+from tests.cli.conftest import FOX, Run, assert_error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["generate", "--nonsense"], "No such option"),
+        (["generate"], "Missing option '--output'"),
+        (["generate", "--prompt", "a cat"], "expected a --reference or a --style, got none"),
+        (["generate", "--reference", "a fox"], "expected at least one --prompt, or --prompts with a file, got none"),
+        (["generate", "--reference", " ", "--prompt", "a cat"], "expected --reference to have at least one word"),
+        (["generate", "--reference", "a fox", "--prompt", ""], "expected --prompt to have at least one word"),
+        (["generate", *FOX, "--prompt", "a \udcff"], "expected --prompt to be UTF-8"),
+        (["generate", *FOX, "--prompt", "a cat", "--negative", "\udcff"], "expected --negative to be UTF-8"),
+        (["generate", *FOX, "--prompt", "a cat", "--guidance", "nan"], "expected --guidance to be a finite number"),
+        (["generate", *FOX, "--prompt", "a cat", "--guidance", "inf"], "expected --guidance to be a finite number"),
+        (["generate", *FOX, "--prompt", "a cat", "--steps", "-1"], "--steps"),
+        (["generate", *FOX, "--prompt", "a cat", "--steps", "0"], "--steps"),
+        (["generate", *FOX, "--prompt", "a cat", "--steps", "many"], "--steps"),
+        (["generate", *FOX, "--prompt", "a cat", "--seed", "-1"], "--seed"),
+        (["generate", *FOX, "--prompt", "a cat", "--seed", str(2**70)], "expected --seed .* of at most 4294967295"),
+        (["generate", *FOX, "--prompt", "a cat", "--batch-size", "0"], "--batch-size"),
+        (
+            ["generate", *FOX, "--prompt", "a cat", "--scale", "-1"],
+            "expected --scale to be a finite number of at least 0",
+        ),
+        (["generate", *FOX, "--prompt", "a cat", "--scale", "nan"], "expected --scale to be a finite number"),
+        (["generate", *FOX, "--prompt", "a cat", "--shift", "inf"], "expected --shift to be a finite number, got inf"),
+        (["generate", *FOX, "--prompt", "a cat", "--size", "100"], "multiples of 8 between 64 and 8192 .* got 100x100"),
+        (["generate", *FOX, "--prompt", "a cat", "--size", "64x0"], "multiples of 8"),
+        (["generate", *FOX, "--prompt", "a cat", "--size", "-64"], "expected --size to be WIDTHxHEIGHT"),
+        (["generate", *FOX, "--prompt", "a cat", "--size", "999999"], "multiples of 8 between 64 and 8192"),
+        (["generate", *FOX, "--prompt", "a cat", "--device", "toaster"], "expected --device to be cpu, cuda"),
+        (["generate", *FOX, "--prompt", "a cat", "--dtype", "float8"], "--dtype"),
+        (["generate", *FOX, "--prompts", "missing.txt"], "missing.txt: no such file"),
+        (["generate", *FOX, "--prompts", "-", "--prompts", "-"], "expected --prompts - once at most, got it 2 times"),
+        (["generate", "--style", "missing.safetensors", "--prompt", "a cat"], "missing.safetensors: no such file"),
+        (["generate", "--style", "x", "--steps", "3", "--prompt", "a cat"], "expected no --steps beside --style"),
+        (["style", "make", "--reference", ""], "expected --reference to have at least one word"),
+        (["style", "make", "--reference", "a fox", "--guidance", "nan"], "expected --guidance to be a finite number"),
+        (["demo", "--steps", "0"], "--steps"),
+        (["evaluate", "--guidance", "nan"], "expected --guidance to be a finite number"),
+    ],
+)
+def test_wrong_input_is_refused_before_the_model_is_loaded(
+    run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], pattern: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    needs_output = arguments[0] in ("generate", "style", "demo", "evaluate") and "Missing" not in pattern
+    assert_error(run(*arguments, *(["--output", tmp_path / "new"] if needs_output else [])), pattern)
+    assert loads == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_in_the_way(run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    generate = ["generate", *FOX, "--prompt", "a cat", "--output"]
+    assert_error(run(*generate, file), "expected --output to be a folder, got the file")
+    assert_error(run(*generate, file / "new"), "to be in a folder, got the file")
+    make = ["style", "make", "--reference", "a fox", "--output"]
+    assert_error(run(*make, tmp_path), "expected --output to be a file, got the folder")
+    assert_error(run(*make, file), "exists already: --force replaces it")
+    assert_error(run("demo", "--output", tmp_path), "expected --output to be a file, got the folder")
+
+    def no_access(path: Path, mode: int) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", no_access)
+    assert_error(run(*generate, tmp_path / "new"), "to be writable")
+    assert loads == []
+    assert file.read_bytes() == b""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_a_device_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = ModuleType("style_aligned.checkpoints")
+    vars(module)["load_model"] = None
+    monkeypatch.setitem(sys.modules, "style_aligned.checkpoints", module)
+    out = tmp_path / "out"
+    assert main(["generate", *FOX, "--prompt", "a cat", "--device", "cuda", "--output", str(out)]) == 2
+    assert "expected a device that is there, got 'cuda'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["style make", "demo", "evaluate"])
+def test_only_generate_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def load_model(name: str, **_: str) -> Mini:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(library, "load_model", load_model)
+    reference = ["--reference", "a fox"] if command == "style make" else []
+    code, output, error = run(*command.split(), *reference, "--output", tmp_path / "new")
+    assert (code, output) == (130, "")
+    assert error.splitlines()[-1] == "style-aligned: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unexpected_errors_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_model(name: str, *, device: str, dtype: str) -> Mini:
+        raise RuntimeError("several\n  lines\nof it")
+
+    monkeypatch.setattr(library, "load_model", load_model)
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out"]
+    assert_error(run(*command), "RuntimeError: several lines of it .*STYLE_ALIGNED_DEBUG=1")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("STYLE_ALIGNED_DEBUG", "1")
+    with pytest.raises(RuntimeError, match="several"):
+        run(*command)

@@ -1,0 +1,99 @@
+"""The images that `generate` makes, and the settings that they hold."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from style_aligned import sampling
+from style_aligned.files import read_texts
+from style_aligned.mini import Mini
+from style_aligned.style import Style
+from tests.cli.conftest import FOX, SMALL, Run, contents, read_image
+
+
+def test_images_and_their_settings(run: Run, loads: list[Any], random_mini: Mini, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    code, output, error = run(
+        "generate", *FOX, "--prompt", "a rocket, neon sign", "--prompt", "a cat", "--seed", "5", "--guidance", "3",
+        "--negative", "a dog", "--scale", "1.5", "--output", out,
+    )  # fmt: skip
+    assert code == 0, error
+    assert output == f"2 new images in {out}; all together: {out / 'sheet.png'}\n"
+    assert "trained for images of about 256x256: at 64x64" in error
+    assert set(contents(out)) == {
+        "000-a-rocket-neon-sign.png", "001-a-cat.png", "reference.png", "sheet.png", "style.safetensors",
+    }  # fmt: skip
+    assert loads == [("mini", "cpu", "float32")]
+
+    texts = read_texts(out / "000-a-rocket-neon-sign.png")
+    settings = json.loads(texts["settings"])
+    assert (texts["prompt"], texts["seed"]) == ("a rocket, neon sign", "6")
+    assert settings["reference"] == "a fox, neon sign"
+    assert (settings["steps"], settings["guidance"], settings["size"]) == (2, 3.0, "64x64")
+    assert (settings["negative_prompt"], settings["options"]) == (
+        "a dog",
+        {"share_group_norm": True, "scale": 1.5},
+    )
+
+    # the library, called directly, gives the same pixels
+    style = Style.load(out / "style.safetensors")
+    sample = next(sampling.generate(random_mini, style, ["a rocket, neon sign", "a cat"]))
+    assert read_image(out / "000-a-rocket-neon-sign.png").tobytes() == sample.image.tobytes()
+
+
+def test_same_command_same_bytes(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert run("generate", *FOX, "--prompt", "a cat", "--compare", "--output", tmp_path / name)[0] == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_compare(run: Run, random_mini: Mini, tmp_path: Path) -> None:
+    run("generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--compare", "--output", tmp_path)
+    assert {"unaligned/000-a-cat.png", "unaligned/001-a-dog.png"} < set(contents(tmp_path))
+    style = Style.load(tmp_path / "style.safetensors")
+    sample = next(sampling.generate_unaligned(random_mini, style, ["a cat", "a dog"]))
+    assert read_image(tmp_path / "unaligned" / "000-a-cat.png").tobytes() == sample.image.tobytes()
+    assert json.loads(read_texts(tmp_path / "unaligned" / "000-a-cat.png")["settings"])["aligned"] is False
+
+
+def test_style_files_make_a_grid(run: Run, tmp_path: Path) -> None:
+    for name, reference in (("fox", "a fox, neon sign"), ("dog", "a dog, ink")):
+        file = tmp_path / f"{name}.safetensors"
+        assert run("style", "make", "--reference", reference, *SMALL, "--output", file)[0] == 0
+    grid = tmp_path / "grid"
+    code, output, _ = run(
+        "generate", "--style", tmp_path / "fox.safetensors", "--style", tmp_path / "dog.safetensors",
+        "--prompt", "a cat", "--prompt", "a rocket", "--output", grid,
+    )  # fmt: skip
+    assert code == 0
+    assert output.startswith("4 new images")
+    assert set(contents(grid)) == {"sheet.png"} | {
+        f"{folder}/{name}"
+        for folder in ("000-fox", "001-dog")
+        for name in ("reference.png", "000-a-cat.png", "001-a-rocket.png")
+    }
+    alone = tmp_path / "alone"
+    run("generate", "--reference", "a dog, ink", *SMALL, "--prompt", "a cat", "--prompt", "a rocket", "--output", alone)
+    assert (alone / "001-a-rocket.png").read_bytes() == (grid / "001-dog" / "001-a-rocket.png").read_bytes()
+
+
+def test_seeds_of_prompts_and_overrides_of_style_files(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "fox.safetensors"
+    run("style", "make", "--reference", "a fox", "--seed", "3", *SMALL, "--output", file)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a cat", "seed": 77}\n{"prompt": "a dog"}\n')
+    command = ["generate", "--style", file, "--prompts", prompts]
+    assert run(*command, "--output", tmp_path / "a")[0] == 0
+    overrides = ["--seed", "20", "--shift", "0.5", "--no-share-group-norm"]
+    assert run(*command, *overrides, "--output", tmp_path / "b")[0] == 0
+    seeds = [read_texts(tmp_path / name)["seed"] for name in ("a/000-a-cat.png", "a/001-a-dog.png", "b/001-a-dog.png")]
+    assert seeds == ["77", "5", "22"]
+    options = [json.loads(read_texts(tmp_path / name / "000-a-cat.png")["settings"])["options"] for name in ("a", "b")]
+    assert options == [{"share_group_norm": True}, {"share_group_norm": False, "shift": 0.5}]
+
+
+def test_the_library_is_quiet(run: Run, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("generate", *FOX, "--prompt", "a cat", "--output", tmp_path)[0] == 0
