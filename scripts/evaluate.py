@@ -59,9 +59,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, help="the judge's weights (default: the package's)")
     parser.add_argument("--sets", type=int, default=50)
     parser.add_argument("--set-size", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     names = [variant.name for variant in ALL_VARIANTS]
     parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: those of the page)")
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")

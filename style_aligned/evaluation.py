@@ -261,7 +261,7 @@ def evaluate(
     set_size: int = 5,
     seed: int = 0,
     steps: int = 15,
-    guidance: float = 3.0,
+    guidance: float = 2.0,
     variants: Sequence[Variant] = VARIANTS,
     settings: Sequence[Setting] = SETTINGS,
     judge: Judge | None = None,

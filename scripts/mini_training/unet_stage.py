@@ -42,7 +42,7 @@ class UNetSettings:
         sheet_minutes: Time between sample sheets.
     """
 
-    minutes: float = 180.0
+    minutes: float = 270.0
     batch_size: int = 32
     learning_rate: float = 1.2e-3
     warmup: int = 200

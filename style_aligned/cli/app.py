@@ -50,7 +50,7 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        metavar="NUMBER", help="Strength of the classifier-free guidance.  [default: 5.0, of the embedded model 3.0]"
+        metavar="NUMBER", help="Strength of the classifier-free guidance.  [default: 5.0, of the embedded model 2.0]"
     ),
 ]
 Size = Annotated[
@@ -289,7 +289,7 @@ def evaluate(
     set_size: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Images in a set, the reference included.")] = 5,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 15,
-    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 3.0,
+    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 2.0,
     batch_size: BatchSize = 20,
     model: Model = "mini",
     device: Device = "cpu",
@@ -341,7 +341,7 @@ def _settings(
         negative=inputs.check_text(negative or "", "--negative"),
         seed=seed,
         steps=30 if steps is None else steps,
-        guidance=(3.0 if is_embedded else 5.0) if guidance is None else guidance,
+        guidance=(2.0 if is_embedded else 5.0) if guidance is None else guidance,
         size=inputs.parse_size(size),
         options={name: value for name, value in given.items() if value is not None},
         model_options={"share_group_norm": True} if is_embedded else {},

@@ -116,7 +116,7 @@ def test_evaluate(run: Run, evaluated: dict[str, Any], tmp_path: Path) -> None:
     assert table[4][:2] == ["style in the reference only", "aligned, but without anything at all"]
     assert len({len(line) for line in lines}) == 1
     assert len({line.index(cells[1]) for line, cells in zip(lines, table, strict=True)}) == 1
-    assert evaluated == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 3.0, "batch_size": 20}
+    assert evaluated == {"sets": 3, "set_size": 5, "seed": 0, "steps": 2, "guidance": 2.0, "batch_size": 20}
     assert json.loads((tmp_path / "results.json").read_text())["sets"] == 3
 
 

@@ -47,7 +47,7 @@ def test_a_preview_replaces_nothing(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "given", "expected"),
     [
-        ("mini", [], (3.0, {"share_group_norm": True})),
+        ("mini", [], (2.0, {"share_group_norm": True})),
         ("mini", ["--guidance", "5", "--no-share-group-norm"], (5.0, {"share_group_norm": False})),
         ("base.safetensors", [], (5.0, {})),
         ("base.safetensors", ["--share-group-norm"], (5.0, {"share_group_norm": True})),
