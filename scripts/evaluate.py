@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, help="the judge's weights (default: the package's)")
     parser.add_argument("--sets", type=int, default=50)
     parser.add_argument("--set-size", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=2.0)
     names = [variant.name for variant in ALL_VARIANTS]
