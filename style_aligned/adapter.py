@@ -1,19 +1,18 @@
 """StyleAligned as an adapter: what can be set, how it goes into a model, and how it comes out."""
 
-import math
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from torch import Tensor
 
 from style_aligned.bank import RecordReferences, ReferenceBank, ReplayReferences
-from style_aligned.layers import GetReferences, ScaleReferences, split_rows
+from style_aligned.checks import check_number, check_rows
+from style_aligned.layers import GetReferences, ScaleReferences
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedScaledDotProductAttention
 from style_aligned.sites import (
     Mode,
@@ -107,7 +106,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         ):
             if not isinstance(option, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"expected {name} to be True or False, got {option!r}")
-        _check_number("only_self_level", only_self_level, minimum=0.0, maximum=1.0)
+        check_number("only_self_level", only_self_level, minimum=0.0, maximum=1.0)
 
         self.adain_queries = adain_queries
         self.adain_keys = adain_keys
@@ -295,27 +294,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             )
         if self._bank is not None:
             self._check_bank(self._bank, x)
-            return x
-        split_rows(x.shape[0], self.set_size)
-        if self.set_size is None and not torch.equal(*x.chunk(2)):
-            raise ValueError(
-                f"got a batch of {x.shape[0]} rows whose halves differ, expected the same latents twice, as in"
-                " classifier-free guidance with one set: without guidance, or for several sets in one batch, give the"
-                " adapter a set_size"
-            )
-        if self.set_size == len(x) and len(x) % 2 == 0 and torch.equal(*x.chunk(2)) and not (x == x[:1]).all():
-            raise ValueError(
-                f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
-                f" of {self.set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
-            )
+        else:
+            check_rows(x, self.set_size)
         return x
 
     def _check_options(self, **changes: Any) -> None:
         """Check `scale`, `shift` and `set_size`, and what they go with."""
         if "scale" in changes:
-            _check_number("scale", changes["scale"], minimum=0.0)
+            check_number("scale", changes["scale"], minimum=0.0)
         if "shift" in changes:
-            _check_number("shift", changes["shift"])
+            check_number("shift", changes["shift"])
         set_size = changes.get("set_size")
         if set_size is not None:
             if not isinstance(set_size, int) or isinstance(set_size, bool):
@@ -427,12 +415,3 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                     layer.bank = self._bank
                 case _:
                     pass
-
-
-def _check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
-    if not math.isfinite(value) or not minimum <= value <= maximum:
-        bounds = f" between {minimum:g} and {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
-        bounds = bounds if math.isfinite(minimum) else ""
-        raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")

@@ -195,4 +195,4 @@ def test_long_prompts(folder: Path) -> None:
 
 def test_a_model_without_that_tokenizer_warns_of_nothing() -> None:
     model = types.SimpleNamespace(clip_text_encoder=fl.Chain())
-    assert warn_about_long_prompts.__wrapped__(model, ["x " * 100]) == [""]  # type: ignore
+    assert warn_about_long_prompts.__wrapped__(model, ["x " * 100]) == [""]  # pyright: ignore

@@ -1,0 +1,58 @@
+"""What an adapter asks of its options and of its input."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from style_aligned.layers import split_rows
+
+
+def check_rows(x: Float[Tensor, "rows channels height width"], set_size: int | None) -> None:
+    """Check that the rows of a U-Net's input are laid out in sets.
+
+    Args:
+        x: The latents.
+        set_size: The number of images in a set, the reference included. None means that the batch holds the two
+            guidance halves of a single set.
+
+    Raises:
+        ValueError: If the rows cannot be split into sets, if `set_size` is None and the two halves of the batch differ
+            (it is no classifier-free guidance batch of one set), or if it is one and `set_size` takes both halves for a
+            set.
+    """
+    split_rows(x.shape[0], set_size)
+    if set_size is None and not torch.equal(*x.chunk(2)):
+        raise ValueError(
+            f"got a batch of {x.shape[0]} rows whose halves differ, expected the same latents twice, as in"
+            " classifier-free guidance with one set: without guidance, or for several sets in one batch, give the"
+            " adapter a set_size"
+        )
+    if set_size == len(x) and len(x) % 2 == 0 and torch.equal(*x.chunk(2)) and not (x == x[:1]).all():
+        raise ValueError(
+            f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
+            f" of {set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
+        )
+
+
+def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
+    """Check an option that is a number.
+
+    Args:
+        name: Its name.
+        value: Its value.
+        minimum: The least that it may be.
+        maximum: The most that it may be.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is not finite or out of its range.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number, got {value!r}")
+    if not math.isfinite(value) or not minimum <= value <= maximum:
+        bounds = f" between {minimum:g} and {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
+        bounds = bounds if math.isfinite(minimum) else ""
+        raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")
