@@ -33,8 +33,6 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
     Raises:
         ValueError: If the style does not fit the model, or the folder has one that is damaged or of another run.
     """
-    from style_aligned.style import Style
-
     source = image_set.source
     if source.style is not None:
         style = replace(source.style, options={**source.style.options, **settings.options})
@@ -46,17 +44,29 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
         style = _reuse_style(path, model, existing.known_settings(source, settings), size, force=force)
         if style is not None:
             return style, False
-    style = Style.from_prompt(
+    return draw_reference(model, source.prompt, settings), True
+
+
+def draw_reference(model: Model, prompt: str, settings: Settings) -> Style:
+    """Make a style from a prompt.
+
+    Args:
+        model: The model.
+        prompt: The prompt of the reference.
+        settings: What the user asked for.
+    """
+    from style_aligned.style import Style
+
+    return Style.from_prompt(
         model,
-        source.prompt,
+        prompt,
         negative_prompt=settings.negative,
         seed=settings.seed or 0,
         num_inference_steps=settings.steps,
         condition_scale=settings.guidance,
-        size=size,
+        size=settings.size or library.trained_size(model),
         options=settings.reference_options,
     )
-    return style, True
 
 
 def make_images(

@@ -87,20 +87,10 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
     """Make a style file."""
     model = load()
     library.warn_about_prompts(model, [text for text in (reference, settings.negative) if text])
-    size = settings.size or library.trained_size(model)
-    library.warn_about_size(model, size)
+    library.warn_about_size(model, settings.size or library.trained_size(model))
     with Progress.show(1, settings.steps) as progress:
         progress.describe("reference")
-        style = Style.from_prompt(
-            model,
-            reference,
-            negative_prompt=settings.negative,
-            seed=settings.seed or 0,
-            num_inference_steps=settings.steps,
-            condition_scale=settings.guidance,
-            size=size,
-            options=settings.reference_options,
-        )
+        style = drawing.draw_reference(model, reference, settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
     typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')
