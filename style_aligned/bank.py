@@ -96,7 +96,7 @@ class ReplayReferences(fl.Module):
 
     Receives:
         features (Float[Tensor, "rows tokens dim"]): The features of the targets, of which as many consecutive rows
-            follow each reference.
+            follow each reference, or other features of the references.
 
     Returns:
         references (Float[Tensor, "groups reference_tokens dim"]): The features of the references.

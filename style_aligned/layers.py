@@ -108,18 +108,18 @@ class AdaIn(fl.Module):
         # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
         rows_at_once = 1 if features.is_cpu else set_size
         _, means, deviations = self._standardize(references)
-        aligned: list[Tensor] = []
+        aligned = torch.empty_like(features)
         for index in range(references.shape[0]):
             start, stop = index * set_size, (index + 1) * set_size
             if self.references_included:
-                aligned.append(references[index : index + 1])
+                aligned[start] = references[index]
                 start += 1
             for row in range(start, stop, rows_at_once):
-                centered, _, deviation = self._standardize(features[row : min(row + rows_at_once, stop)])
-                normalized = torch.addcmul(means[index], centered, deviations[index] / deviation)
-                aligned.append(normalized.to(dtype=features.dtype))
+                rows = slice(row, min(row + rows_at_once, stop))
+                centered, _, deviation = self._standardize(features[rows])
+                aligned[rows] = torch.addcmul(means[index], centered, deviations[index] / deviation)
 
-        return torch.cat(aligned), references
+        return aligned, references
 
     def _standardize(self, x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Give the centered features, their mean and their deviation over the tokens, in float32 or better."""

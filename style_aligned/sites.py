@@ -130,11 +130,20 @@ def self_attention_site(
     def features(name: str, mode: Mode, adain: bool, share: bool, scale: float | None = None) -> fl.Module:
         if not adain and not share:
             return fl.Identity()
+        tokens, moments = f"{key}.{name}", f"{key}.{name}.moments"
         if mode == "record":
-            return RecordReferences(f"{key}.{name}", moments_only=not share)
+            recorders = (
+                *((RecordReferences(tokens),) if share else ()),
+                *((RecordReferences(moments, moments_only=True),) if adain else ()),
+            )
+            return fl.Chain(*recorders)
         aligned = StyleAligned(adain=adain, share=share, scale=scale)
         if mode == "replay":
-            _replay(aligned, key=f"{key}.{name}")
+            _replay(aligned, key=moments if adain else tokens)
+            if adain and share:
+                # normalized to the moments, which are not taken anew for each batch, and shared with the tokens
+                replay_tokens = fl.Distribute(fl.Identity(), ReplayReferences(tokens))
+                aligned.insert_after_type(AdaIn, replay_tokens)
         return aligned
 
     def build(mode: Mode) -> tuple[fl.Module, ...]:

@@ -76,9 +76,9 @@ def test_a_bank_holds_one_step_and_as_little_as_it_can() -> None:
     with StyleAlignedAdapter(chain) as adapter, adapter.record(bank):
         for _ in range(3):
             run_rows(chain, x, [0, 4])
-    keys_and_values, moments_of_queries = 2 * (2 * 10 * 16), 2 * 2 * 16
-    assert len(bank) == 2 * 3
-    assert bank.nbytes == 2 * 4 * (keys_and_values + moments_of_queries)
+    keys_and_values, moments_of_queries_and_keys = 2 * (2 * 10 * 16), 2 * (2 * 2 * 16)
+    assert len(bank) == 2 * 4
+    assert bank.nbytes == 2 * 4 * (keys_and_values + moments_of_queries_and_keys)
 
 
 def test_two_tokens_have_the_moments_of_all() -> None:
