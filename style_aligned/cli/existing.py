@@ -73,6 +73,24 @@ def find_pending(
     ]
 
 
+def find_left_over(sets: Sequence[ImageSet]) -> list[Path]:
+    """Find the images of earlier runs that this one does not make, such as those of prompts that were taken out.
+
+    Args:
+        sets: The sets.
+
+    Returns:
+        Their paths. Pictures that hold no settings are of other programs, and none of ours.
+    """
+    from style_aligned.files import parse_settings, read_texts
+
+    planned = {target.path for image_set in sets for target in (*image_set.aligned, *image_set.unaligned)}
+    planned |= {image_set.reference for image_set in sets}
+    folders = dict.fromkeys(path.parent for path in sorted(planned))
+    found = (path for folder in folders for path in sorted(folder.glob("*.png")) if path not in planned)
+    return [path for path in found if parse_settings(read_texts(path)) is not None]
+
+
 def describe_style(style: Style) -> dict[str, Any]:
     """Give the settings of a style, as they are shown, and written into its images."""
     return {

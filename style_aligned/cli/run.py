@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from style_aligned.cli import drawing, existing, library, sets
-from style_aligned.cli.console import Progress
+from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.inputs import Prompt
 from style_aligned.files import describe_picture, write_bytes, write_png
 from style_aligned.style import Style, describe_model
@@ -77,6 +77,9 @@ def generate(
             )
     sheet = output / "sheet.png"
     write_png(sheet, draw_overview(planned, _subtitle(model_name, styles[0])), describe_picture(existing.SHEET))
+    if left_over := existing.find_left_over(planned):
+        are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
+        warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
     total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
     new = sum(len(paths - {image_set.reference}) for image_set, paths in zip(planned, pending, strict=True))
     already = f" ({total - new} were there already)" if new < total else ""

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from style_aligned.mini import Mini
 from tests.cli.conftest import FOX, Run, contents
@@ -127,3 +128,18 @@ def test_damaged_images_are_made_again(run: Run, tmp_path: Path) -> None:
         assert code == 0, error
         assert output.startswith("1 new image in")
         assert contents(tmp_path) == before
+
+
+def test_what_an_earlier_run_has_left_over_is_told(run: Run, tmp_path: Path) -> None:
+    folder, others = tmp_path / "set", tmp_path / "set" / "mine.png"
+    code, _, error = run("generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--output", folder)
+    assert code == 0
+    assert "earlier run" not in error
+    Image.new("RGB", (4, 4)).save(others)
+    code, _, error = run("generate", *FOX, "--prompt", "a cat", "--prompt", "a car", "--output", folder)
+    assert code == 0
+    assert error.endswith(
+        "style-aligned: warning: 1 image of an earlier run is still there, such as"
+        f" {folder / '001-a-dog.png'}: not on the sheet\n"
+    )
+    assert others.exists()
