@@ -8,8 +8,7 @@ from torch import Tensor
 
 from style_aligned import StyleAlignedAdapter
 from style_aligned.bank import ReferenceBank, summarize
-from tests.test_adapter import Blocks, blocks, run, snapshot
-from tests.test_layers import features
+from tests.chains import Blocks, blocks, features, run, snapshot
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -11,15 +11,8 @@ from torch import Tensor
 from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned, split_rows
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 from tests import oracle
+from tests.chains import features
 from tests.oracle import Options, relative_error
-
-
-def features(rows: int, tokens: int, dim: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Random features, with a mean and a deviation of their own in each row and channel."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, tokens, dim, generator=generator)
-    deviation = torch.rand(rows, 1, dim, generator=generator) + 0.5
-    return (x * deviation + torch.randn(rows, 1, dim, generator=generator)).to(dtype)
 
 
 @pytest.mark.parametrize(

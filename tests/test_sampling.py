@@ -12,8 +12,8 @@ from style_aligned.denoising import sample_noise
 from style_aligned.mini import Mini
 from style_aligned.sampling import generate, generate_unaligned
 from style_aligned.style import Style
+from tests.chains import snapshot
 from tests.oracle import relative_error
-from tests.test_adapter import snapshot
 
 SIZE = (64, 64)
 STEPS = 4

@@ -9,8 +9,8 @@ from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAd
 from torch import Tensor
 
 from style_aligned import ReferenceBank, StyleAlignedAdapter
+from tests.chains import snapshot
 from tests.oracle import relative_error
-from tests.test_adapter import snapshot
 
 pytestmark = pytest.mark.slow
 

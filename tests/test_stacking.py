@@ -17,8 +17,8 @@ from torch import Tensor
 from style_aligned import StyleAligned, StyleAlignedAdapter
 from style_aligned.denoising import sample_noise
 from style_aligned.mini import Mini
+from tests.chains import snapshot
 from tests.oracle import relative_error
-from tests.test_adapter import snapshot
 
 SIZE = (64, 64)
 PROMPTS = ["a fox, neon sign", "a dog", "a cat, ink"]
