@@ -38,7 +38,7 @@ class BoundAttention(fl.ScaledDotProductAttention):
         references: The number of references in each set: none where targets are alone.
     """
 
-    shared: ClassVar[dict[tuple[int, ...], Tensor]] = {}  # made before anything is measured
+    shared: ClassVar[dict[tuple[int, ...], Tensor]] = {}  # keys and values, made before anything is measured
 
     def __init__(self, attention: fl.ScaledDotProductAttention, set_size: int, references: int = 1) -> None:
         super().__init__(num_heads=attention.num_heads)
@@ -47,17 +47,17 @@ class BoundAttention(fl.ScaledDotProductAttention):
         self.references = references
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        shape = (self.set_size - self.references, 2 * query.shape[1], query.shape[2])
+        shape = (2, self.set_size - self.references, 2 * query.shape[1], query.shape[2])
         if shape not in self.shared:
             self.shared[shape] = torch.randn(shape, device=query.device, dtype=query.dtype)
-        shared = self.shared[shape]
+        shared_key, shared_value = self.shared[shape]
         attended: list[Tensor] = []
         for start in range(0, len(query), self.set_size):
             first_target = start + self.references
             reference, targets = slice(start, first_target), slice(first_target, start + self.set_size)
             if self.references:
                 attended.append(self.attention(query[reference], key[reference], value[reference]))
-            attended.append(self.attention(query[targets], shared, shared))
+            attended.append(self.attention(query[targets], shared_key, shared_value))
         return torch.cat(attended)
 
 

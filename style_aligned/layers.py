@@ -124,9 +124,9 @@ class AdaIn(fl.Module):
     def _standardize(self, x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
         """Give the centered features, their mean and their deviation over the tokens, in float32 or better."""
         # Sums, since `torch.std` and `torch.var_mean` over this axis are ten times slower on the CPU.
-        x = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
-        mean = x.mean(dim=-2, keepdim=True)
-        centered = x - mean
+        promoted = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
+        mean = promoted.mean(dim=-2, keepdim=True)
+        centered = promoted - mean if promoted is x else promoted.sub_(mean)  # a copy of our own is centered in place
         variance = centered.square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
         return centered, mean, (variance + self.epsilon).sqrt()
 
