@@ -187,29 +187,29 @@ class SharedGroupNorm(fl.Chain):
                 f"expected features of shape (rows, {group_norm.channels}, ...), got shape {tuple(x.shape)}"
             )
 
-        # statistics in float32, as for AdaIN
+        # statistics in float32 and by sums, as for AdaIN: `torch.var_mean` is eight times slower on the CPU
         grouped = x.reshape(x.shape[0], group_norm.num_groups, -1)
         grouped = grouped.to(dtype=torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(grouped, dim=-1, correction=0)
-        moments: Tensor = torch.stack((variance, mean), dim=1)  # (rows, 2, num_groups)
-        references: Tensor = get_references(moments)  # (groups, 2, num_groups)
+        mean = grouped.mean(dim=-1, keepdim=True)
+        centered = grouped - mean
+        variance = centered.square().mean(dim=-1, keepdim=True)
+        moments: Tensor = torch.cat((variance, mean), dim=-1)  # (rows, num_groups, 2)
+        references: Tensor = get_references(moments)  # (groups, num_groups, 2)
         set_size = len(x) // len(references)
-        reference_variance, reference_mean = references.repeat_interleave(set_size, dim=0).unbind(1)
+        reference_variance, reference_mean = references.repeat_interleave(set_size, dim=0).chunk(2, dim=-1)
 
         # the two images have as many pixels each: their common variance is the mean of theirs, and of their distance
-        variance = (variance + reference_variance) / 2 + ((mean - reference_mean) / 2).square()
-        mean = (mean + reference_mean) / 2
+        distance = (mean - reference_mean) / 2
+        deviation = ((variance + reference_variance) / 2 + distance.square() + group_norm.eps).sqrt()
         # as factor and summand of each channel, which takes a single pass over the features
-        deviation = (variance + group_norm.eps).sqrt()
-        per_channel = group_norm.channels // group_norm.num_groups
         weight, bias = (
-            parameter.to(dtype=grouped.dtype).reshape(group_norm.num_groups, per_channel)
+            parameter.to(dtype=grouped.dtype).reshape(group_norm.num_groups, -1)
             for parameter in (group_norm.weight, group_norm.bias)
         )
-        factor = weight / deviation.unsqueeze(-1)  # (rows, num_groups, channels of each)
-        summand = bias - mean.unsqueeze(-1) * factor
+        factor = weight / deviation  # (rows, num_groups, channels of each)
+        summand = bias + distance * factor
         shape = (*x.shape[:2], *(1 for _ in x.shape[2:]))
-        normalized = torch.addcmul(summand.reshape(shape), grouped.reshape(x.shape), factor.reshape(shape))
+        normalized = torch.addcmul(summand.reshape(shape), centered.reshape(x.shape), factor.reshape(shape))
         normalized = normalized.to(dtype=x.dtype)
         if self.references_included:
             normalized[::set_size] = group_norm(x[::set_size])
