@@ -1,4 +1,4 @@
-"""Convert the weights of Stable Diffusion 1.5 to Refiners\' format.
+"""Convert the weights of Stable Diffusion 1.5 to Refiners' format.
 
 python scripts/convert_sd15.py --from SOURCE --to FOLDER [--half]
 """

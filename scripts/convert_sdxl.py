@@ -1,4 +1,4 @@
-"""Convert the weights of Stable Diffusion XL to Refiners\' format.
+"""Convert the weights of Stable Diffusion XL to Refiners' format.
 
 python scripts/convert_sdxl.py --from SOURCE --to FOLDER [--half]
 """

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
@@ -11,11 +12,19 @@ import torch
 from PIL import Image
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from style_aligned.evaluation import FURTHER_VARIANTS, SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
+from scripts.report import to_markdown, to_plot
+from style_aligned.defaults import EMBEDDED_GUIDANCE
+from style_aligned.evaluation import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
 from style_aligned.judge import load_judge, read_judge_file
 from style_aligned.mini import load_mini
-from style_aligned.report import to_markdown, to_plot
 
+FURTHER_VARIANTS = (
+    Variant("AdaIN alone", {"share_attention": False}),
+    Variant("AdaIN of values too", {"adain_values": True}),
+    Variant("shared group normalization, shift log 2", {"share_group_norm": True, "shift": math.log(2)}),
+    Variant("shift log 2", {"shift": math.log(2)}),
+    Variant("shift -log 2", {"shift": -math.log(2)}),
+)
 ALL_VARIANTS = (*VARIANTS, *FURTHER_VARIANTS)
 
 
@@ -61,9 +70,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set-size", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=EMBEDDED_GUIDANCE)
     names = [variant.name for variant in ALL_VARIANTS]
-    parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: those of the page)")
+    parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: the 8 of VARIANTS)")
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from style_aligned.adapter import StyleAlignedAdapter
     from style_aligned.bank import ReferenceBank
-    from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, StyleAligned
+    from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
     from style_aligned.sampling import Sample, generate, generate_unaligned
     from style_aligned.style import Style, StyleError
 
@@ -16,6 +16,7 @@ __all__ = [
     "ReferenceBank",
     "Sample",
     "ScaleReferences",
+    "ShareReferences",
     "Style",
     "StyleAligned",
     "StyleAlignedAdapter",
@@ -30,6 +31,7 @@ _MODULES = {
     "ReferenceBank": "bank",
     "Sample": "sampling",
     "ScaleReferences": "layers",
+    "ShareReferences": "layers",
     "Style": "style",
     "StyleAligned": "layers",
     "StyleAlignedAdapter": "adapter",

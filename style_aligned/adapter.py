@@ -26,6 +26,11 @@ from style_aligned.sites import (
     walk,
 )
 
+FIXED = {
+    "adain_queries", "adain_keys", "adain_values", "share_attention", "full_attention_share", "share_group_norm",
+    "only_self_level",
+}  # the options that decide which layers are built  # fmt: skip
+
 T = TypeVar("T", bound=fl.Chain)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
 
@@ -51,6 +56,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         assert torch.equal(aligned[[0, 3]], plain[[0, 3]])  # the references
         assert not torch.allclose(aligned[[1, 2, 4, 5]], plain[[1, 2, 4, 5]])  # the targets
         ```
+
+    In a `with` statement it is injected, and ejected at the end.
 
     Note:
         Adapters that insert layers right before the attention, such as self-attention guidance, go in first.
@@ -86,13 +93,15 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             shift: What is added to the scores of the reference's keys, Google's `shared_score_shift`: `log(2)` makes
                 the reference count twice. It can be changed while injected.
             only_self_level: The fraction of self-attentions to leave alone, spread evenly and counted as diffusers
-                does: down, up, then middle blocks.
+                does: down, up, then middle blocks. It is rounded as Google's `_get_switch_vec` does: of SDXL's 70, from
+                0.35 to 0.65 leaves every second one alone.
             set_size: The number of images in a set, the reference included. None means that a batch holds the two
                 guidance halves of one set. It can be changed while injected.
 
         Raises:
             TypeError: If the target is not a chain, or an option is not of its type.
-            ValueError: If the target holds nothing to share, or an option is out of its range or excluded by another.
+            ValueError: If the target holds nothing to share or is adapted already, or an option is out of its range or
+                excluded by another.
         """
         if not isinstance(target, fl.Chain):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"expected a target that is a Chain, such as an SDXLUNet, got a {type(target).__name__}")
@@ -128,6 +137,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._check_input = [fl.Lambda(self.check_input)]
         self._mode: Mode = "batch"
         self._bank: ReferenceBank | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIXED and self.__dict__.get("_is_injected", False):
+            raise ValueError(f"expected {name} to be set before inject(), got it while injected: eject() first")
+        super().__setattr__(name, value)
 
     @property
     def scale(self) -> float:
@@ -221,7 +235,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.eject()
+        if self._is_injected:  # an exception in the block may be the reason that it is not
+            self.eject()
 
     @contextmanager
     def record(self, bank: ReferenceBank) -> Generator[None, None, None]:
@@ -234,8 +249,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             bank: Where to record.
 
         Raises:
-            ValueError: If the adapter is not injected, or if `full_attention_share` is set: references attend to their
-                targets then.
+            ValueError: If the adapter is not injected, if this is inside of another `record` or `replay`, or if
+                `full_attention_share` is set: references attend to their targets then.
 
         Example:
             ```py
@@ -264,7 +279,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             bank: What was recorded.
 
         Raises:
-            ValueError: As for `record`.
+            ValueError: As for `record`, or if the bank was recorded with other options.
         """
         with self._in_mode("replay", bank):
             yield
@@ -281,9 +296,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         Raises:
             ValueError: If the latents are not of rank 4, if their rows cannot be split into sets, if `set_size` is None
                 and the two halves of the batch differ (it is no classifier-free guidance batch of one set), if it is
-                one and `set_size` takes both halves for a set, if targets
-                do not fit the references that were recorded, or if another adapter has put a layer between this one's
-                and the attention since.
+                one and `set_size` takes both halves for a set, if targets do not fit the references that were recorded,
+                or if another adapter has put a layer between this one's and the attention since.
         """
         for site in self._sites:
             site.check_order()
@@ -400,6 +414,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             self._mode, self._bank = "batch", None
             for site in self._sites:
                 site.set_mode("batch")
+                for layer in site.layers():
+                    if isinstance(layer, RecordReferences | ReplayReferences):
+                        layer.bank = None  # what it holds is the caller's to keep, or to free
 
     def _apply_options(self) -> None:
         """Tell the layers in the target what can change while they are there."""

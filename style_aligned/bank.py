@@ -11,6 +11,11 @@ class ReferenceBank:
 
     A pass on the references alone records them, passes on targets alone replay them: see
     [`StyleAlignedAdapter.record`][style_aligned.adapter.StyleAlignedAdapter.record].
+
+    Attributes:
+        device: Where the features are kept. None means where they are computed.
+        latents_shape: The shape of the references' latents. None means that nothing was recorded.
+        options: The options of the adapter that has recorded them.
     """
 
     def __init__(self, device: Device | str | None = None) -> None:
@@ -73,7 +78,7 @@ class RecordReferences(fl.Module):
         references (Float[Tensor, "groups tokens dim"]): The same.
     """
 
-    bank: ReferenceBank
+    bank: ReferenceBank | None = None
 
     def __init__(self, key: str, moments_only: bool = False) -> None:
         """Initialize the RecordReferences layer.
@@ -87,6 +92,7 @@ class RecordReferences(fl.Module):
         self.moments_only = moments_only
 
     def forward(self, references: Float[Tensor, "groups tokens dim"]) -> Float[Tensor, "groups tokens dim"]:
+        assert self.bank is not None
         self.bank.store(self.key, summarize(references) if self.moments_only else references)
         return references
 
@@ -105,7 +111,7 @@ class ReplayReferences(fl.Module):
         ValueError: If nothing was recorded, or the targets are no multiple of the references.
     """
 
-    bank: ReferenceBank
+    bank: ReferenceBank | None = None
 
     def __init__(self, key: str) -> None:
         """Initialize the ReplayReferences layer.
@@ -117,6 +123,7 @@ class ReplayReferences(fl.Module):
         self.key = key
 
     def forward(self, features: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "groups reference_tokens dim"]:
+        assert self.bank is not None
         references = self.bank.fetch(self.key, device=features.device)
         if len(features) == 0 or len(features) % len(references) != 0:
             raise ValueError(

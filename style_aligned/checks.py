@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from style_aligned.layers import split_rows
+from style_aligned.layers import group_size
 
 
 def check_rows(x: Float[Tensor, "rows channels height width"], set_size: int | None) -> None:
@@ -23,7 +23,7 @@ def check_rows(x: Float[Tensor, "rows channels height width"], set_size: int | N
             (it is no classifier-free guidance batch of one set), or if it is one and `set_size` takes both halves for a
             set.
     """
-    split_rows(x.shape[0], set_size)
+    group_size(x.shape[0], set_size)
     if set_size is None and not torch.equal(*x.chunk(2)):
         raise ValueError(
             f"got a batch of {x.shape[0]} rows whose halves differ, expected the same latents twice, as in"

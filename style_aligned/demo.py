@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
 from style_aligned.denoising import Model
 from style_aligned.metrics import set_palette_distance
 from style_aligned.sampling import generate, generate_unaligned
@@ -12,7 +13,6 @@ from style_aligned.sheets import Cell, Layout, Strip, contact_sheet
 from style_aligned.style import Style
 
 BATCH_SIZE = 8
-OPTIONS = {"share_group_norm": True}  # the embedded model's grounds follow the reference much more closely with it
 CELL = 168  # pixels
 
 
@@ -51,7 +51,7 @@ def draw_demo(
     *,
     seed: int = 0,
     steps: int = 16,
-    guidance: float = 3.0,
+    guidance: float = EMBEDDED_GUIDANCE,
     on_step: Callable[[int], None] | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Image.Image:
@@ -78,7 +78,7 @@ def draw_demo(
             seed=seed + row.seed,
             num_inference_steps=steps,
             condition_scale=guidance,
-            options=OPTIONS,
+            options=EMBEDDED_OPTIONS,
         )
         reference = style.image(model)
         _report(on_step, on_image, steps)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 Model = StableDiffusion_XL | StableDiffusion_1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextEmbedding:
     """What a model needs of a prompt: one row for each guidance half, the negative one first.
 

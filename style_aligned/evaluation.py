@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Generator
 
 from style_aligned.adapter import StyleAlignedAdapter
+from style_aligned.defaults import EMBEDDED_GUIDANCE
 from style_aligned.denoising import Model, embed, predict_noise, sample_noise, stack
 from style_aligned.judge import Judge, load_judge
 from style_aligned.metrics import Interval, bootstrap_mean, bootstrap_ratio, set_palette_distance
@@ -64,16 +65,9 @@ VARIANTS = (
     Variant("shared group normalization", {"share_group_norm": True}),
     Variant("without AdaIN", {"adain_queries": False, "adain_keys": False}),
     Variant("full attention sharing", {"full_attention_share": True}),
-    Variant("aligned in 3/4 of the layers", {"only_self_level": 0.25}),
-    Variant("aligned in 1/2 of the layers", {"only_self_level": 0.5}),
-    Variant("aligned in 1/4 of the layers", {"only_self_level": 0.75}),
-)
-FURTHER_VARIANTS = (
-    Variant("AdaIN alone", {"share_attention": False}),
-    Variant("AdaIN of values too", {"adain_values": True}),
-    Variant("shared group normalization, shift log 2", {"share_group_norm": True, "shift": math.log(2)}),
-    Variant("shift log 2", {"shift": math.log(2)}),
-    Variant("shift -log 2", {"shift": -math.log(2)}),
+    Variant("aligned in about 3/4 of the layers", {"only_self_level": 0.25}),
+    Variant("aligned in about 1/2 of the layers", {"only_self_level": 0.5}),
+    Variant("aligned in about 1/4 of the layers", {"only_self_level": 0.75}),
 )
 SETTINGS = (
     Setting("same style", "all prompts of a set name one style", targets_have_style=True),
@@ -261,7 +255,7 @@ def evaluate(
     set_size: int = 5,
     seed: int = 0,
     steps: int = 15,
-    guidance: float = 2.0,
+    guidance: float = EMBEDDED_GUIDANCE,
     variants: Sequence[Variant] = VARIANTS,
     settings: Sequence[Setting] = SETTINGS,
     judge: Judge | None = None,

@@ -11,7 +11,7 @@ from refiners.fluxion import layers as fl
 from torch import Tensor
 
 
-def split_rows(rows: int, set_size: int | None) -> int:
+def group_size(rows: int, set_size: int | None) -> int:
     """Give the number of consecutive rows that make one group.
 
     Args:
@@ -35,6 +35,14 @@ def split_rows(rows: int, set_size: int | None) -> int:
     if rows == 0 or rows % set_size != 0:
         raise ValueError(f"got a batch of {rows} rows, expected a multiple of set_size={set_size}")
     return set_size
+
+
+def _rows_of_each(features: Float[Tensor, "rows tokens dim"], references: Float[Tensor, "groups _ dim"]) -> int:
+    """Give the number of rows that follow each reference, itself included where it is among them."""
+    rows, groups = features.shape[0], references.shape[0]
+    if rows == 0 or groups == 0 or rows % groups != 0:
+        raise ValueError(f"got features of {rows} rows, expected a multiple of the {groups} references")
+    return rows // groups
 
 
 class GetReferences(fl.Module):
@@ -69,7 +77,7 @@ class GetReferences(fl.Module):
                 "expected features of rank 3 (rows, tokens, dim), got a tensor of"
                 f" rank {features.ndim} and shape {tuple(features.shape)}"
             )
-        return features[:: split_rows(features.shape[0], self.set_size)]
+        return features[:: group_size(features.shape[0], self.set_size)]
 
 
 class AdaIn(fl.Module):
@@ -86,6 +94,9 @@ class AdaIn(fl.Module):
     Returns:
         features (Float[Tensor, "rows tokens dim"]): The normalized features.
         references (Float[Tensor, "groups reference_tokens dim"]): The features of the references (unchanged).
+
+    Raises:
+        ValueError: If the rows are no multiple of the references.
     """
 
     def __init__(self, epsilon: float = 1e-5, references_included: bool = True) -> None:
@@ -104,7 +115,7 @@ class AdaIn(fl.Module):
         features: Float[Tensor, "rows tokens dim"],
         references: Float[Tensor, "groups reference_tokens dim"],
     ) -> tuple[Float[Tensor, "rows tokens dim"], Float[Tensor, "groups reference_tokens dim"]]:
-        set_size = features.shape[0] // references.shape[0]
+        set_size = _rows_of_each(features, references)
         # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
         rows_at_once = 1 if features.is_cpu else set_size
         _, means, deviations = self._standardize(references)
@@ -163,10 +174,13 @@ class ShareReferences(fl.Module):
 
     Receives:
         features (Float[Tensor, "rows tokens dim"]): The features of references and targets.
-        references (Float[Tensor, "groups reference_tokens dim"]): The features of the references.
+        references (Float[Tensor, "groups tokens dim"]): The features of the references.
 
     Returns:
-        shared_features (Float[Tensor, "rows tokens+reference_tokens dim"]): The concatenated features.
+        shared_features (Float[Tensor, "rows 2*tokens dim"]): The concatenated features.
+
+    Raises:
+        ValueError: If the rows are no multiple of the references, or have more or fewer tokens.
     """
 
     def forward(
@@ -174,12 +188,12 @@ class ShareReferences(fl.Module):
         features: Float[Tensor, "rows tokens dim"],
         references: Float[Tensor, "groups reference_tokens dim"],
     ) -> Float[Tensor, "rows shared_tokens dim"]:
-        groups, rows = references.shape[0], features.shape[0]
+        set_size = _rows_of_each(features, references)
         if references.shape[-2] != features.shape[-2]:
             tokens, reference_tokens = features.shape[-2], references.shape[-2]
             raise ValueError(f"expected references of {tokens} tokens, as the features, got {reference_tokens}")
-        grouped = features.reshape(groups, -1, *features.shape[1:])  # (groups, set_size, tokens, dim)
-        shared = references.unsqueeze(dim=1).expand(-1, rows // groups, -1, -1)
+        grouped = features.reshape(-1, set_size, *features.shape[1:])  # (groups, set_size, tokens, dim)
+        shared = references.unsqueeze(dim=1).expand(-1, set_size, -1, -1)
         return torch.cat((grouped, shared), dim=-2).flatten(start_dim=0, end_dim=1)
 
 

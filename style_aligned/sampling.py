@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from PIL import Image
+from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor, device as Device
 
 from style_aligned.adapter import StyleAlignedAdapter
@@ -14,7 +15,7 @@ from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, pre
 from style_aligned.style import Style, StyleError, check_latents, check_model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """One generated image.
 
@@ -191,7 +192,7 @@ def _generate(
                 bank = ReferenceBank(device=bank_device)
                 for step in solver.inference_steps:
                     with torch.no_grad(), adapter.record(bank):
-                        _predict_reference(model, style, step)
+                        _predict_reference(model, style, solver, step)
                     with torch.no_grad(), adapter.replay(bank):
                         _advance(model, style, trajectories, texts, step, batch_size, on_step)
         else:
@@ -205,11 +206,10 @@ def _generate(
             yield Sample(prompt=prompts[index], seed=seeds[index], latents=trajectory.latents, image=image)
 
 
-def _predict_reference(model: Model, style: Style, step: int) -> None:
+def _predict_reference(model: Model, style: Style, solver: Solver, step: int) -> None:
     """Have the reference go through the U-Net, as it is at a step."""
     text = TextEmbedding(*(tensor.to(device=model.device, dtype=model.dtype) for tensor in style.text.tensors.values()))
     latents = style.latents[step : step + 1].to(device=model.device, dtype=model.dtype)
-    solver = model.solver.rebuild(num_inference_steps=style.num_inference_steps, first_inference_step=0)
     predict_noise(model, solver, latents, step, text=text, condition_scale=style.condition_scale)
 
 

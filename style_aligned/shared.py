@@ -8,7 +8,7 @@ from refiners.fluxion import layers as fl
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from style_aligned.layers import GetReferences, split_rows
+from style_aligned.layers import GetReferences, group_size
 
 
 class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
@@ -66,7 +66,7 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
             return attend_to_shared(query, key, value)
 
         own_tokens = key.shape[-2] // 2
-        set_size = split_rows(query.shape[0], self.set_size)
+        set_size = group_size(query.shape[0], self.set_size)
         attended: list[Tensor] = []
         for start in range(0, query.shape[0], set_size):
             reference, targets = slice(start, start + 1), slice(start + 1, start + set_size)
@@ -144,7 +144,7 @@ class FullySharedScaledDotProductAttention(fl.ScaledDotProductAttention):
                 "expected features of rank 3 (rows, tokens, dim), got a tensor of"
                 f" rank {query.ndim} and shape {tuple(query.shape)}"
             )
-        set_size = split_rows(query.shape[0], self.set_size)
+        set_size = group_size(query.shape[0], self.set_size)
         groups, dim = query.shape[0] // set_size, query.shape[-1]
         attended = self.attention(*(x.reshape(groups, -1, dim) for x in (query, key, value)))
         return attended.reshape(query.shape)

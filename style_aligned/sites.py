@@ -166,7 +166,13 @@ def fully_shared_site(self_attention: fl.SelfAttention) -> Site:
         self_attention: The self-attention.
     """
     attention = next(layer for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention))
-    return Site(self_attention, attention, build=lambda mode: (FullySharedScaledDotProductAttention(attention),))
+
+    def build(mode: Mode) -> tuple[fl.Module, ...]:
+        # nothing is done to the features, but copies are refused, and adapters that go between are found
+        passed_on = AlignedFeatures(fl.Identity(), fl.Identity(), fl.Identity())
+        return passed_on, FullySharedScaledDotProductAttention(attention)
+
+    return Site(self_attention, attention, build=build)
 
 
 def group_norm_site(group_norm: fl.GroupNorm, parent: fl.Chain, key: str) -> Site:
@@ -206,7 +212,7 @@ def only_self(total: int, level: float) -> list[bool]:
 
     Args:
         total: The number of self-attentions.
-        level: The fraction of them to leave alone, between 0 and 1.
+        level: The fraction of them to leave alone, between 0 and 1, which comes out rounded.
 
     Returns:
         For each self-attention, whether it is left alone.

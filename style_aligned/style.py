@@ -13,14 +13,14 @@ from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Solver
 from torch import Tensor
 
 from style_aligned.adapter import StyleAlignedAdapter
+from style_aligned.defaults import GUIDANCE, STEPS
 from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, predict_noise, sample_noise
-from style_aligned.sites import check_target
 from style_aligned.style_file import PREVIEW, StyleError, check_settings, read_style_file, write_style_file
 
 SAMPLES = 64  # of each parameter, for the fingerprint of a model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Style:
     """The reference of a set: its latents at every step, its text embedding, and how they came about.
 
@@ -62,8 +62,8 @@ class Style:
         negative_prompt: str = "",
         seed: int = 0,
         noise: Float[Tensor, "1 4 height width"] | None = None,
-        num_inference_steps: int = 30,
-        condition_scale: float = 5.0,
+        num_inference_steps: int = STEPS,
+        condition_scale: float = GUIDANCE,
         size: tuple[int, int] | None = None,
         options: dict[str, Any] | None = None,
     ) -> "Style":
@@ -100,6 +100,8 @@ class Style:
         noise = sample_noise(model, seed, size) if noise is None else noise
         if noise.shape != (1, 4, size[0] // 8, size[1] // 8):
             raise ValueError(f"expected noise of shape {(1, 4, size[0] // 8, size[1] // 8)}, got {tuple(noise.shape)}")
+        if not noise.isfinite().all():
+            raise ValueError("expected noise to be finite, got NaN or infinity")
 
         solver = model.solver.rebuild(num_inference_steps=num_inference_steps, first_inference_step=0)
         text = embed(model, prompt, negative_prompt)
@@ -142,15 +144,18 @@ class Style:
 
         Raises:
             StyleError: If it does not, with the reason.
+            ValueError: If the model has self-attention guidance, or is adapted already.
         """
+        check_model(model, {})
         own, given = self.model, describe_model(model)
         for name in ("class", "classifier_free_guidance") if force else own:
             if given[name] != own[name]:
                 raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
         given_solver = describe_solver(model.solver)
         if given_solver != self.solver:
-            differing = [name for name in self.solver if given_solver.get(name) != self.solver[name]] or ["parameters"]
-            name = differing[0]
+            name = next(
+                name for name in {**self.solver, **given_solver} if given_solver.get(name) != self.solver.get(name)
+            )
             raise StyleError(
                 f"expected a solver with {name}={self.solver.get(name)}, as the style's, got {given_solver.get(name)}"
             )
@@ -241,8 +246,7 @@ def check_model(model: Model, options: dict[str, Any]) -> None:
     """
     if model.has_self_attention_guidance():
         raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
-    adapter = StyleAlignedAdapter(model.unet, **options)
-    check_target(adapter.target, share_group_norm=adapter.share_group_norm)
+    StyleAlignedAdapter(model.unet, **options)
 
 
 def check_latents(latents: Tensor, prompt: str) -> None:

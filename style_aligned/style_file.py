@@ -98,11 +98,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if not isinstance(negative_prompt, str):
         raise ValueError(f"expected negative_prompt to be a text, got {negative_prompt!r}")
     if not _is_integer(seed) or not 0 <= seed < 1 << 63:
-        raise ValueError(f"expected seed to be an integer of at least 0, got {seed!r}")
+        raise ValueError(f"expected seed to be an integer between 0 and 2**63 - 1, got {seed!r}")
     if not _is_integer(steps) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"expected num_inference_steps between 1 and {MAX_STEPS}, got {steps!r}")
     if not _is_number(guidance) or not -MAX_GUIDANCE < guidance < MAX_GUIDANCE:
-        raise ValueError(f"expected condition_scale to be a finite number, got {guidance!r}")
+        raise ValueError(f"expected condition_scale between -{MAX_GUIDANCE:g} and {MAX_GUIDANCE:g}, got {guidance!r}")
     if not isinstance(size, list | tuple) or len(cast(list[Any], size)) != 2:
         raise ValueError(f"expected a size of height and width, got {size!r}")
     height, width = cast(tuple[Any, Any], size)
@@ -111,6 +111,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if not isinstance(options, dict):
         raise ValueError(f"expected options by name, got {options!r}")
     for name, value in cast(dict[Any, Any], options).items():
+        if name == "full_attention_share":
+            raise ValueError(
+                "expected options without full_attention_share: the reference attends to its targets then, and cannot"
+                " be kept without them"
+            )
         if name not in OPTIONS:
             raise ValueError(f"expected options among {', '.join(OPTIONS)}, got {name}")
         if not (isinstance(value, bool) if name in SWITCHES else _is_number(value)):

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,11 +11,13 @@ from refiners.fluxion import layers as fl
 from refiners.fluxion.layers.chain import ChainError
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.self_attention_guidance import SD1SAGAdapter
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.self_attention_guidance import SDXLSAGAdapter
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAdapter as RefinersStyleAlignedAdapter
 from torch import Tensor
 
-from style_aligned import ReferenceBank, StyleAlignedAdapter
+from style_aligned import ReferenceBank, StyleAligned, StyleAlignedAdapter
+from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm
 from tests.chains import blocks, features, meta_unet, run, snapshot
 
 
@@ -264,3 +266,45 @@ def test_self_attention_guidance_goes_in_first(unet_type: Any, sag_type: Any) ->
     sag_type(unet).inject()
     with pytest.raises(ChainError, match=r"got a SelfAttentionMap between StyleAligned .* to be injected first"):
         unet(torch.randn(4, 4, 8, 8))
+
+
+@pytest.mark.parametrize("options", [{}, {"full_attention_share": True}, {"share_group_norm": True}], ids=str)
+def test_an_adapted_unet_cannot_be_copied(options: dict[str, Any]) -> None:
+    unet = meta_unet(SDXLUNet)
+    adapter = StyleAlignedAdapter(unet, **options).inject()
+    injected = snapshot(unet)
+    with pytest.raises(RuntimeError, match=r"cannot be copied.* eject the adapter first"):
+        unet.structural_copy()
+    with pytest.raises(RuntimeError, match=r"cannot be copied.* eject the adapter first"):
+        ControlLoraAdapter("control", cast(SDXLUNet, unet), scale=1.0).inject()
+    adapter.eject()
+    assert [path for path, *_ in snapshot(unet)] != [path for path, *_ in injected]
+    assert not any(
+        isinstance(layer, StyleAligned | FullySharedScaledDotProductAttention | SharedGroupNorm)
+        for layer in unet.modules()
+    )
+
+
+def test_options_that_decide_on_layers_are_fixed_while_injected() -> None:
+    adapter = StyleAlignedAdapter(blocks())
+    adapter.share_group_norm = True
+    with adapter:
+        assert adapter.target.find(SharedGroupNorm) is not None
+        with pytest.raises(ValueError, match=r"expected share_group_norm to be set before inject\(\)"):
+            adapter.share_group_norm = False
+        assert adapter.share_group_norm
+    adapter.share_group_norm = False
+    with adapter:
+        assert adapter.target.find(SharedGroupNorm) is None
+
+
+def test_an_exception_after_eject_is_not_lost() -> None:
+    adapter = StyleAlignedAdapter(blocks())
+
+    def fail() -> None:
+        with adapter:
+            adapter.eject()
+            raise KeyError("own")
+
+    with pytest.raises(KeyError, match="own"):
+        fail()

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -148,3 +150,17 @@ def test_a_bank_of_other_options_or_rows() -> None:
                 with pytest.raises(ChainError, match=f"got a batch of {len(rows)} targets, expected"):
                     run_rows(chain, x, rows)
             assert len(run_rows(chain, x, [1, 5])) == 2
+
+
+@torch.no_grad()
+def test_a_bank_is_the_callers_alone() -> None:
+    chain, x, bank = blocks(), features(8, 10, 16), ReferenceBank()
+    with StyleAlignedAdapter(chain, share_group_norm=True) as adapter:
+        with adapter.record(bank):
+            run_rows(chain, x, [0, 4])
+        with adapter.replay(bank):
+            run_rows(chain, x, [1, 5])
+        remembered = weakref.ref(bank)
+        del bank
+        gc.collect()
+        assert remembered() is None

@@ -1,8 +1,10 @@
-"""The examples in docstrings run."""
+"""The examples in docstrings and documents run."""
 
 import ast
+import doctest
 import re
 import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,17 @@ def test_example(name: str, code: str) -> None:
 
 def test_there_are_examples() -> None:
     assert len(examples()) >= 2
+
+
+MODULES = [
+    ".".join(("style_aligned", *path.relative_to(PACKAGE).with_suffix("").parts))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_prompted_examples(module: str) -> None:
+    failed, tried = doctest.testmod(import_module(module))
+    assert tried > 0
+    assert failed == 0

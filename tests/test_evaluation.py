@@ -10,8 +10,9 @@ from PIL import Image
 from refiners.fluxion.utils import save_to_safetensors
 from torch.nn.functional import avg_pool2d
 
+from scripts.evaluate import FURTHER_VARIANTS
+from scripts.report import to_markdown, to_plot
 from style_aligned.evaluation import (
-    FURTHER_VARIANTS,
     SETTINGS,
     UNALIGNED,
     VARIANTS,
@@ -25,7 +26,6 @@ from style_aligned.evaluation import (
 )
 from style_aligned.judge import Judge, load_judge, read_judge_file
 from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
-from style_aligned.report import to_markdown, to_plot
 from style_aligned.sampling import generate
 from style_aligned.style import Style
 
@@ -280,7 +280,7 @@ def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path:
         "unaligned",
         "**aligned**",
     ]
-    assert "| both | 1000 | 99.0% | 90.0% |" in lines
+    assert "| all of these | 1000 | 99.0% | 90.0% |" in lines
     assert "Made by `python -m scripts.evaluate --sets 2`." in lines
     plot = to_plot(results, scale=1)
     assert plot.width == 1000

@@ -8,7 +8,7 @@ import torch
 from refiners.fluxion import layers as fl
 from torch import Tensor
 
-from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned, split_rows
+from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned, group_size
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 from tests import oracle
 from tests.chains import features
@@ -19,7 +19,7 @@ from tests.oracle import Options, relative_error
     ("rows", "set_size", "expected"), [(6, None, 3), (6, 3, 3), (6, 1, 1), (6, 6, 6), (2, None, 1)]
 )
 def test_split_rows(rows: int, set_size: int | None, expected: int) -> None:
-    assert split_rows(rows, set_size) == expected
+    assert group_size(rows, set_size) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_split_rows(rows: int, set_size: int | None, expected: int) -> None:
 )
 def test_split_rows_that_do_not_divide(rows: int, set_size: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        split_rows(rows, set_size)
+        group_size(rows, set_size)
 
 
 def test_references_are_the_first_row_of_each_group() -> None:
@@ -97,6 +97,13 @@ def test_half_precision_adain_is_rounding_alone(dtype: torch.dtype) -> None:
     normalized, _ = AdaIn()(x, x[:1])
     expected, _ = AdaIn()(x.double(), x[:1].double())
     assert relative_error(normalized, expected) <= relative_error(expected.to(dtype), expected) * 1.01
+
+
+@pytest.mark.parametrize("layer", [AdaIn(), ShareReferences()], ids=str)
+@pytest.mark.parametrize(("rows", "groups"), [(5, 2), (1, 2), (2, 0), (0, 1)])
+def test_rows_that_are_no_multiple_of_the_references(layer: fl.Module, rows: int, groups: int) -> None:
+    with pytest.raises(ValueError, match=f"got features of {rows} rows, expected a multiple of the {groups} ref"):
+        layer(torch.randn(rows, 10, 4), torch.randn(groups, 10, 4))
 
 
 def test_references_are_scaled() -> None:

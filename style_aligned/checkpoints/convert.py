@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from style_aligned.checkpoints.errors import CheckpointError
 from style_aligned.checkpoints.files import write_safetensors
 from style_aligned.checkpoints.plan import MODEL_PARTS, Plan, Weight, make_plan
 from style_aligned.checkpoints.sources import Checkpoint, open_checkpoint
+from style_aligned.files import versions
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
         "sha256": json.dumps({_relative(file, checkpoint.path): _sha256(file) for file in checkpoint.files}),
         "options": json.dumps({"half": conversion.half}),
         "settings": json.dumps(checkpoint.settings),
-        "converter": f"style-aligned {version('style-aligned')}",
+        "converter": f"style-aligned {versions()['style-aligned']}",
     }
     part_folder = conversion.target.with_name(f"{conversion.target.name}.part")
     _remove(part_folder)  # of a conversion that was killed

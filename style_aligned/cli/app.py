@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from style_aligned.cli import inputs, library
 from style_aligned.cli.console import Progress
+from style_aligned.cli.sets import Settings
+from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS, GUIDANCE, STEPS
 
 app = typer.Typer(
     help="Sets of images in the style of one reference, without training.",
@@ -289,7 +291,9 @@ def evaluate(
     set_size: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Images in a set, the reference included.")] = 5,
     seed: Seed = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 15,
-    guidance: Annotated[float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")] = 2.0,
+    guidance: Annotated[
+        float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")
+    ] = EMBEDDED_GUIDANCE,
     batch_size: BatchSize = 20,
     model: Model = "mini",
     device: Device = "cpu",
@@ -327,10 +331,8 @@ def _settings(
     scale: float | None,
     shift: float | None,
     share_group_norm: bool | None,
-) -> Any:
+) -> Settings:
     """Check the settings of a reference that were given, and put defaults for the others."""
-    from style_aligned.cli.sets import Settings
-
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_number("--scale", scale, minimum=0)
@@ -340,11 +342,11 @@ def _settings(
     return Settings(
         negative=inputs.check_text(negative or "", "--negative"),
         seed=seed,
-        steps=30 if steps is None else steps,
-        guidance=(2.0 if is_embedded else 5.0) if guidance is None else guidance,
+        steps=STEPS if steps is None else steps,
+        guidance=(EMBEDDED_GUIDANCE if is_embedded else GUIDANCE) if guidance is None else guidance,
         size=inputs.parse_size(size),
         options={name: value for name, value in given.items() if value is not None},
-        model_options={"share_group_norm": True} if is_embedded else {},
+        model_options={**EMBEDDED_OPTIONS} if is_embedded else {},
     )
 
 

@@ -3,17 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from style_aligned.cli import existing, library
 from style_aligned.cli.console import Progress
 from style_aligned.cli.sets import ImageSet, Settings
-
-if TYPE_CHECKING:
-    from style_aligned.denoising import Model
-    from style_aligned.style import Style
-else:
-    Model = Style = Any  # annotations are evaluated, and these take seconds to import
+from style_aligned.denoising import Model
+from style_aligned.files import describe_image, write_png
+from style_aligned.sampling import generate, generate_unaligned
+from style_aligned.style import Style, StyleError
 
 CHUNK = 32  # images that are on their way at a time, about
 
@@ -55,8 +53,6 @@ def draw_reference(model: Model, prompt: str, settings: Settings) -> Style:
         prompt: The prompt of the reference.
         settings: What the user asked for.
     """
-    from style_aligned.style import Style
-
     return Style.from_prompt(
         model,
         prompt,
@@ -92,9 +88,6 @@ def make_images(
         force: Whether to let the style of other weights pass.
         progress: Told of each step and image.
     """
-    from style_aligned.files import describe_image, write_png
-    from style_aligned.sampling import generate, generate_unaligned
-
     if image_set.reference in pending:
         texts = describe_image(style.prompt, style.seed, existing.reference_settings(style, described))
         write_png(image_set.reference, style.image(model), texts)
@@ -143,8 +136,6 @@ def _reuse_style(
     path: Path, model: Model, wanted: Mapping[str, Any], size: tuple[int, int], *, force: bool
 ) -> Style | None:
     """Read the style that an earlier run has left. None means that it is to be replaced."""
-    from style_aligned.style import Style, StyleError
-
     found = ""
     try:
         style = Style.load(path)

@@ -4,14 +4,21 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from style_aligned.cli.sets import ImageSet, Settings, Source, Target
-
-if TYPE_CHECKING:
-    from style_aligned.style import Style
-else:
-    Style = Any  # annotations are evaluated, and it takes seconds to import
+from style_aligned.files import (
+    describe_image,
+    difference,
+    is_cut_off,
+    is_damaged,
+    is_replaceable,
+    parse_settings,
+    read_texts,
+)
+from style_aligned.style import Style
 
 SHEET = "contact sheet"  # its kind, in its file
 OF_A_REFERENCE = ("reference", "reference_seed", "options", "style")  # no matter for unaligned images
@@ -28,8 +35,6 @@ def check_existing(output: Path, sets: Sequence[ImageSet], settings: Settings) -
     Raises:
         ValueError: If an image would be replaced by a different one, or a file that is no contact sheet by one.
     """
-    from style_aligned.files import is_replaceable
-
     sheet = output / "sheet.png"
     if not is_replaceable(sheet, SHEET):
         raise ValueError(f"{sheet} is of another program: {_advise('it is no contact sheet')}")
@@ -82,8 +87,6 @@ def find_left_over(sets: Sequence[ImageSet]) -> list[Path]:
     Returns:
         Their paths. Pictures that hold no settings are of other programs, and none of ours.
     """
-    from style_aligned.files import parse_settings, read_texts
-
     planned = {target.path for image_set in sets for target in (*image_set.aligned, *image_set.unaligned)}
     planned |= {image_set.reference for image_set in sets}
     folders = dict.fromkeys(path.parent for path in sorted(planned))
@@ -145,9 +148,7 @@ def known_settings(source: Source, settings: Settings) -> dict[str, Any]:
 
 
 def fingerprint(style: Style) -> str:
-    """Give a fingerprint of the reference's trajectory: not all of them come from a prompt and a seed."""
-    import torch
-
+    """Give a fingerprint of the reference's trajectory."""
     values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
@@ -161,8 +162,6 @@ def _expected(image_set: ImageSet, style: Style, model: Mapping[str, Any]) -> It
 
 def _is_pending(target: Target, settings: Mapping[str, Any], *, force: bool) -> bool:
     """Tell whether an image is still to be made."""
-    from style_aligned.files import is_cut_off, is_damaged
-
     if not target.path.exists() or is_cut_off(target.path):
         return True
     return _refuse_others(target, settings, is_forced=force) or is_damaged(target.path)
@@ -172,8 +171,6 @@ def _refuse_others(
     target: Target, settings: Mapping[str, Any], *, is_partial: bool = False, is_forced: bool = False
 ) -> bool:
     """Refuse to replace an image of other settings. Tells whether it is to be replaced nevertheless."""
-    from style_aligned.files import describe_image, difference, is_cut_off, parse_settings, read_texts
-
     if not target.path.exists() or is_cut_off(target.path):
         return False
     texts = read_texts(target.path)

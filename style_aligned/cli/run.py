@@ -3,20 +3,17 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from style_aligned.cli import drawing, existing, library, sets
 from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.inputs import Prompt
+from style_aligned.cli.overview import draw_overview
+from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
 from style_aligned.style import Style, describe_model
-
-if TYPE_CHECKING:
-    from style_aligned.denoising import Model
-else:
-    Model = Any
 
 
 def generate(
@@ -33,8 +30,6 @@ def generate(
     force: bool,
 ) -> None:
     """Make the images of one or more styles, and their contact sheet."""
-    from style_aligned.cli.overview import draw_overview
-
     sources = [sets.Source(prompt) for prompt in references]
     for path in style_files:
         style = Style.load(path)

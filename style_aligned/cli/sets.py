@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from style_aligned.cli.inputs import Prompt
+from style_aligned.defaults import GUIDANCE, STEPS
 
 if TYPE_CHECKING:
     from style_aligned.style import Style
@@ -29,8 +30,8 @@ class Settings:
 
     negative: str = ""
     seed: int | None = None
-    steps: int = 30
-    guidance: float = 5.0
+    steps: int = STEPS
+    guidance: float = GUIDANCE
     size: tuple[int, int] | None = None
     options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
     model_options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])

@@ -45,8 +45,8 @@ image (`python -m scripts.train_judge --data DATA`). On drawings that it was not
 DRAWINGS = {
     "held_out_cell": "a concept in a style in which it was never shown",
     "held_out_foundry": "a concept as a foundry drew it whose drawings of it were never shown",
-    "held_out": "both",
-    "reconstructed": "both, as the embedded model's autoencoder gives them back",
+    "held_out": "all of these",
+    "reconstructed": "all of these, as the embedded model's autoencoder gives them back",
 }
 
 
@@ -74,9 +74,9 @@ def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, com
         lines += [_line(row) for row in results.rows if row.setting == setting.name]
         parts.append("\n".join(lines) + "\n")
     lines = [
-        f"| {DRAWINGS[name]} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |"
-        for name, score in judge["accuracy"].items()
-        if name in DRAWINGS
+        f"| {text} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |"
+        for name, text in DRAWINGS.items()
+        if (score := judge["accuracy"].get(name)) is not None
     ]
     parts.append(JUDGE.format(parameters=parameters / 1e6, concepts=concepts) + "\n".join(lines) + "\n")
     return "\n".join(parts)
