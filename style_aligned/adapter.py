@@ -4,6 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
@@ -279,7 +280,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             bank: What was recorded.
 
         Raises:
-            ValueError: As for `record`, or if the bank was recorded with other options.
+            ValueError: As for `record`, or if the bank was recorded with another target or other options.
         """
         with self._in_mode("replay", bank):
             yield
@@ -401,6 +402,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         if mode == "record":
             bank.clear()
             bank.options = options
+            bank.target = ref(self.target)
+        elif bank.target is not None and bank.target() is not self.target:
+            raise ValueError("expected a bank that was recorded with this target, got one of another")
         elif bank.options is not None and bank.options != options:
             differing = ", ".join(name for name in options if bank.options[name] != options[name])
             raise ValueError(f"expected a bank that was recorded with the same options, got one with other {differing}")

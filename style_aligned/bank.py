@@ -1,5 +1,7 @@
 """What the targets need of their references, recorded in one pass and replayed in others."""
 
+from weakref import ref
+
 import torch
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
@@ -16,6 +18,7 @@ class ReferenceBank:
         device: Where the features are kept. None means where they are computed.
         latents_shape: The shape of the references' latents. None means that nothing was recorded.
         options: The options of the adapter that has recorded them.
+        target: Its target, of which keys and values are.
     """
 
     def __init__(self, device: Device | str | None = None) -> None:
@@ -28,6 +31,7 @@ class ReferenceBank:
         self.device = None if device is None else Device(device)
         self.latents_shape: Size | None = None
         self.options: dict[str, object] | None = None
+        self.target: ref[fl.Chain] | None = None
         self._features: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -42,6 +46,7 @@ class ReferenceBank:
         """Forget what was recorded."""
         self.latents_shape = None
         self.options = None
+        self.target = None
         self._features.clear()
 
     def store(self, key: str, features: Tensor) -> None:

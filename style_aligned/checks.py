@@ -37,6 +37,14 @@ def check_rows(x: Float[Tensor, "rows channels height width"], set_size: int | N
         )
 
 
+def is_finite(value: int | float) -> bool:
+    """Tell whether a number is one that a float can hold, which Python's integers may not be."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
     """Check an option that is a number.
 
@@ -52,7 +60,7 @@ def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: flo
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"expected {name} to be a number, got {value!r}")
-    if not math.isfinite(value) or not minimum <= value <= maximum:
+    if not is_finite(value) or not minimum <= value <= maximum:
         bounds = f" between {minimum:g} and {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
         bounds = bounds if math.isfinite(minimum) else ""
         raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
-from refiners.foundationals.latent_diffusion.solvers import Solver
+from refiners.foundationals.latent_diffusion.solvers import DPMSolver, LCMSolver, Solver
 from torch import Generator, Tensor
 
 Model = StableDiffusion_XL | StableDiffusion_1
@@ -70,6 +70,45 @@ def sample_noise(model: Model, seed: int, size: tuple[int, int]) -> Float[Tensor
     height, width = size
     noise = torch.randn(1, 4, height // 8, width // 8, generator=Generator().manual_seed(seed))
     return noise.to(device=model.device, dtype=model.dtype)
+
+
+def describe_solver(solver: Solver) -> dict[str, Any]:
+    """Give the name of a solver and what it was set up with, its number of steps aside."""
+    parameters = {name: getattr(value, "value", value) for name, value in asdict(solver.params).items()}
+    if isinstance(solver, DPMSolver):
+        parameters["last_step_first_order"] = solver.last_step_first_order
+    if isinstance(solver, LCMSolver):
+        parameters["num_orig_steps"] = solver.dpm.num_inference_steps
+    return {"name": type(solver).__name__, **parameters}
+
+
+def make_solver(model: Model, num_inference_steps: int) -> Solver:
+    """Make a solver as the model's, for a number of steps.
+
+    Args:
+        model: The model.
+        num_inference_steps: The number of steps.
+
+    Raises:
+        ValueError: If Refiners cannot make one, if it would not be the same in everything else, or if there are too
+            many steps to start from noise, as there can be for solvers whose timesteps have whole distances.
+    """
+    name = type(model.solver).__name__
+    try:
+        solver = model.solver.rebuild(num_inference_steps=num_inference_steps, first_inference_step=0)
+    except (AssertionError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"expected a solver that can do {num_inference_steps} steps, got {name}: {error}") from None
+    own, made = describe_solver(model.solver), describe_solver(solver)
+    if differing := [key for key in own if own[key] != made[key]]:
+        key = differing[0]
+        raise ValueError(f"expected {name} with {key}={made[key]}, which is all that it can be set to, got {own[key]}")
+    first, total = int(solver.timesteps[0]), solver.params.num_train_timesteps
+    if first >= total or (num_inference_steps > total // 2 and first < 0.75 * total):
+        raise ValueError(
+            f"expected at most {total // 2} steps of {name}, got {num_inference_steps}, which would start at timestep"
+            f" {first} of 0 to {total - 1} instead of from noise"
+        )
+    return solver
 
 
 def predict_noise(

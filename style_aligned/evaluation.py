@@ -19,10 +19,10 @@ from torch import Generator
 
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.defaults import EMBEDDED_GUIDANCE
-from style_aligned.denoising import Model, embed, predict_noise, sample_noise, stack
+from style_aligned.denoising import Model, embed, make_solver, predict_noise, sample_noise, stack
 from style_aligned.judge import Judge, load_judge
 from style_aligned.metrics import Interval, bootstrap_mean, bootstrap_ratio, set_palette_distance
-from style_aligned.style import default_size
+from style_aligned.style import check_latents, default_size
 
 UNCOUNTED = frozenset(
     ("cherries", "corn", "fire", "fries", "glasses", "grapes", "headphones", "lightning", "scissors")
@@ -226,10 +226,13 @@ def draw_images(
 
     Returns:
         The images of each set, the reference first.
+
+    Raises:
+        ValueError: If latents overflow.
     """
     set_size = len(sets[0].concepts)
     text = stack([embed(model, prompt) for prompts in sets for prompt in prompts.prompts(setting)])
-    solver = model.solver.rebuild(num_inference_steps=steps, first_inference_step=0)
+    solver = make_solver(model, steps)
     noise = [sample_noise(model, seed, default_size(model)) for prompts in sets for seed in prompts.seeds]
     x = solver.scale_model_input(torch.cat(noise), step=-1)
     generator = Generator(device=model.device).manual_seed(sets[0].seeds[0])  # for solvers that add noise
@@ -243,6 +246,8 @@ def draw_images(
             x = solver(x, predicted_noise=predicted_noise.to(dtype=x.dtype), step=step, generator=generator)
             if on_step is not None:
                 on_step()
+    for latents, name in zip(x, (prompt for prompts in sets for prompt in prompts.prompts(setting)), strict=True):
+        check_latents(latents, name)
     with low_precision():
         images = [model.lda.latents_to_image(x[index : index + 1]) for index in range(len(x))]
     return [images[start : start + set_size] for start in range(0, len(images), set_size)]

@@ -11,7 +11,16 @@ from torch import Tensor, device as Device
 
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.bank import ReferenceBank
-from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, predict_noise, sample_noise, stack
+from style_aligned.denoising import (
+    Model,
+    TextEmbedding,
+    Trajectory,
+    embed,
+    make_solver,
+    predict_noise,
+    sample_noise,
+    stack,
+)
 from style_aligned.style import Style, StyleError, check_latents, check_model
 
 
@@ -70,10 +79,12 @@ def generate(
         StyleError: If the style does not fit the model.
         ValueError: If a prompt is empty, the numbers of prompts, seeds and noise differ, a size is less than one, or
             the model has self-attention guidance or is adapted already, or, once it is at it, if latents overflow.
-        TypeError: If a prompt is no text, or a seed or a size no integer.
+        TypeError: If a prompt is no text, a seed or a size no integer, or the noise no tensor of a floating type.
+        RuntimeError: If there is no `bank_device` of that name.
     """
     style.check(model, force=force)
-    seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
+    prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
+    bank_device = None if bank_device is None else torch.empty(0, device=bank_device).device  # fails now, if it does
     return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, aligned=True)
 
 
@@ -86,6 +97,7 @@ def generate_unaligned(
     noise: Float[Tensor, "images 4 height width"] | None = None,
     batch_size: int = 4,
     chunk_size: int = 32,
+    force: bool = False,
     on_step: Callable[[int], None] | None = None,
 ) -> Iterator[Sample]:
     """Generate images with the noise and the settings of [`generate`][style_aligned.sampling.generate], unaligned.
@@ -98,15 +110,17 @@ def generate_unaligned(
         noise: The noise of each image, in place of what the seeds give.
         batch_size: The number of images that go through the U-Net at a time.
         chunk_size: The number of images that are on their way at a time.
+        force: Whether to let the style of other weights, or of another precision, pass.
         on_step: Called as steps get done, with the number of images that have done one.
 
     Yields:
         The images, in the order of their prompts.
 
     Raises:
-        ValueError, TypeError: As for `generate`.
+        StyleError, ValueError, TypeError: As for `generate`.
     """
-    seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
+    style.check(model, force=force)
+    prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
     return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step, aligned=False)
 
 
@@ -118,16 +132,17 @@ def _check(
     noise: Tensor | None,
     batch_size: int,
     chunk_size: int,
-) -> Sequence[int]:
-    """Check the arguments, before anything is computed. Gives the seeds."""
+) -> tuple[list[str], list[int]]:
+    """Check the arguments, before anything is computed. Gives copies of the prompts, and of the seeds."""
     if isinstance(prompts, str):
         raise TypeError(f"expected a sequence of prompts, got the string {prompts!r}")
+    prompts = list(prompts)
     for index, prompt in enumerate(prompts):
         if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"expected prompts to be texts, got {prompt!r} at index {index}")
         if not prompt.strip():
             raise ValueError(f"expected prompts with at least one word, got an empty one at index {index}")
-    seeds = range(style.seed + 1, style.seed + 1 + len(prompts)) if seeds is None else seeds
+    seeds = list(range(style.seed + 1, style.seed + 1 + len(prompts)) if seeds is None else seeds)
     if len(seeds) != len(prompts):
         raise ValueError(f"expected a seed for each of {len(prompts)} prompts, got {len(seeds)}")
     for seed in seeds:
@@ -136,6 +151,8 @@ def _check(
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"expected seeds between 0 and 2**64 - 1, got {seed}")
     expected = (len(prompts), 4, style.size[0] // 8, style.size[1] // 8)
+    if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected noise to be a tensor of a floating type, got {type(noise).__name__}")
     if noise is not None and noise.shape != expected:
         raise ValueError(f"expected noise of shape {expected}, got {tuple(noise.shape)}")
     if noise is not None and not noise.isfinite().all():
@@ -146,7 +163,7 @@ def _check(
         if number < 1:
             raise ValueError(f"expected {name} to be at least 1, got {number}")
     check_model(model, style.options)
-    return seeds
+    return prompts, seeds
 
 
 def _check_text(text: TextEmbedding, own: TextEmbedding) -> None:
@@ -172,7 +189,7 @@ def _generate(
 ) -> Iterator[Sample]:
     for start in range(0, len(prompts), chunk_size):
         chunk = range(start, min(start + chunk_size, len(prompts)))
-        solver = model.solver.rebuild(num_inference_steps=style.num_inference_steps, first_inference_step=0)
+        solver = make_solver(model, style.num_inference_steps)
         trajectories = [
             Trajectory(
                 model,

@@ -1,22 +1,32 @@
 """A style: the reference image of a set, as the trajectory that leads to it, in a file of its own."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
+from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion import StableDiffusion_XL
-from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Solver
 from torch import Tensor
 
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.defaults import GUIDANCE, STEPS
-from style_aligned.denoising import Model, TextEmbedding, Trajectory, embed, predict_noise, sample_noise
+from style_aligned.denoising import (
+    Model,
+    TextEmbedding,
+    Trajectory,
+    describe_solver,
+    embed,
+    make_solver,
+    predict_noise,
+    sample_noise,
+)
 from style_aligned.style_file import PREVIEW, StyleError, check_settings, read_style_file, write_style_file
 
+CHECKED = ("class", "classifier_free_guidance", "precision", "fingerprint")  # of a model, what explains most first
 SAMPLES = 64  # of each parameter, for the fingerprint of a model
 
 
@@ -81,8 +91,9 @@ class Style:
             options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
 
         Raises:
-            ValueError: If the prompt is empty, a number out of its range, or an option not one that a style can have,
-                if the model has self-attention guidance or is adapted already, or if the latents overflow.
+            ValueError: If the prompt is empty, a number out of its range, an option not one that a style can have, or
+                the solver not one that can do these steps, if the model has self-attention guidance or is adapted
+                already, or if the latents overflow.
         """
         size = default_size(model) if size is None else size
         options = dict(options or {})
@@ -103,7 +114,7 @@ class Style:
         if not noise.isfinite().all():
             raise ValueError("expected noise to be finite, got NaN or infinity")
 
-        solver = model.solver.rebuild(num_inference_steps=num_inference_steps, first_inference_step=0)
+        solver = make_solver(model, num_inference_steps)
         text = embed(model, prompt, negative_prompt)
         trajectory = Trajectory(model, solver, seed=seed, noise=noise.to(device=model.device, dtype=model.dtype))
         latents = [trajectory.latents]
@@ -148,7 +159,7 @@ class Style:
         """
         check_model(model, {})
         own, given = self.model, describe_model(model)
-        for name in ("class", "classifier_free_guidance") if force else own:
+        for name in CHECKED[:2] if force else CHECKED:
             if given[name] != own[name]:
                 raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
         given_solver = describe_solver(model.solver)
@@ -209,29 +220,27 @@ def default_size(model: Model) -> tuple[int, int]:
     return 512, 512
 
 
-def describe_solver(solver: Solver) -> dict[str, Any]:
-    """Give the name of a solver and what it was set up with, its number of steps aside."""
-    parameters = {name: getattr(value, "value", value) for name, value in asdict(solver.params).items()}
-    if isinstance(solver, DPMSolver):
-        parameters["last_step_first_order"] = solver.last_step_first_order
-    return {"name": type(solver).__name__, **parameters}
-
-
 def describe_model(model: Model) -> dict[str, Any]:
     """Give the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net."""
-    digest = hashlib.sha256()
-    samples: list[Tensor] = []
-    for parameter in (*model.clip_text_encoder.parameters(), *model.unet.parameters()):
-        digest.update(str(tuple(parameter.shape)).encode())
-        flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=model.dtype))
-    digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return {
         "class": type(model).__name__,
         "classifier_free_guidance": model.classifier_free_guidance,
         "precision": str(model.dtype).removeprefix("torch."),
-        "fingerprint": digest.hexdigest()[:16],
+        "fingerprint": fingerprint(model.clip_text_encoder, model.unet),
     }
+
+
+def fingerprint(*modules: fl.Module) -> str:
+    """Give a fingerprint of the weights of some modules, from samples of each parameter."""
+    digest = hashlib.sha256()
+    samples: list[Tensor] = []
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    for parameter in parameters:
+        digest.update(str(tuple(parameter.shape)).encode())
+        flat = parameter.detach().flatten()
+        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=parameters[-1].dtype))
+    digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_model(model: Model, options: dict[str, Any]) -> None:

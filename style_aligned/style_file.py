@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from style_aligned.checks import is_finite
 from style_aligned.files import write_bytes
 
 FORMAT = 1
@@ -97,6 +98,9 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"expected a prompt with at least one word, got {found}")
     if not isinstance(negative_prompt, str):
         raise ValueError(f"expected negative_prompt to be a text, got {negative_prompt!r}")
+    for text in (prompt, negative_prompt):
+        if "\0" in text or text.encode(errors="replace").decode() != text:
+            raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text!r}")
     if not _is_integer(seed) or not 0 <= seed < 1 << 63:
         raise ValueError(f"expected seed to be an integer between 0 and 2**63 - 1, got {seed!r}")
     if not _is_integer(steps) or not 1 <= steps <= MAX_STEPS:
@@ -219,4 +223,4 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)

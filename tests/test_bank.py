@@ -164,3 +164,17 @@ def test_a_bank_is_the_callers_alone() -> None:
         del bank
         gc.collect()
         assert remembered() is None
+
+
+@torch.no_grad()
+def test_a_bank_of_another_target() -> None:
+    chain, x, bank = blocks(), features(8, 10, 16), ReferenceBank()
+    with StyleAlignedAdapter(chain) as adapter, adapter.record(bank):
+        run_rows(chain, x, [0, 4])
+    with (
+        StyleAlignedAdapter(blocks()) as other,
+        pytest.raises(ValueError, match="with this target, got one of another"),
+    ):
+        other.replay(bank).__enter__()
+    with StyleAlignedAdapter(chain) as adapter, adapter.replay(bank):
+        run_rows(chain, x, [1, 5])

@@ -11,7 +11,7 @@ from style_aligned import StyleAlignedAdapter
 from style_aligned.denoising import sample_noise
 from style_aligned.mini import Mini
 from style_aligned.sampling import generate, generate_unaligned
-from style_aligned.style import Style
+from style_aligned.style import Style, StyleError
 from tests.chains import snapshot
 from tests.oracle import relative_error
 
@@ -191,6 +191,25 @@ def test_an_overflow_is_no_image(model: Mini) -> None:
     style = dataclasses.replace(make_style(model), options={"scale": 1e300})
     with pytest.raises(ValueError, match=f"the latents of {PROMPTS[0]!r} overflowed to NaN or infinity"):
         next(generate(model, style, PROMPTS))
+
+
+def test_what_is_compared_has_the_styles_solver(model: Mini) -> None:
+    style = make_style(model)
+    model.solver = Euler(num_inference_steps=30)
+    with pytest.raises(StyleError, match="expected a solver with name=DDIM, as the style's, got Euler"):
+        generate_unaligned(model, style, ["a cat"])
+
+
+def test_a_bank_device_that_is_none(model: Mini) -> None:
+    with pytest.raises(RuntimeError, match="toaster"):
+        generate(model, make_style(model), ["a cat"], bank_device="toaster")
+
+
+def test_prompts_that_change_after_the_call(model: Mini) -> None:
+    style, prompts, seeds = make_style(model), ["a cat", "a dog"], [5, 6]
+    samples = generate(model, style, prompts, seeds=seeds)
+    prompts[0], seeds[1] = "a car", 7
+    assert [(sample.prompt, sample.seed) for sample in samples] == [("a cat", 5), ("a dog", 6)]
 
 
 def test_no_prompts_make_no_images(model: Mini) -> None:

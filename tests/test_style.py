@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, SolverParams
+from refiners.foundationals.latent_diffusion.solvers import (
+    DDIM,
+    DDPM,
+    DPMSolver,
+    Euler,
+    LCMSolver,
+    Solver,
+    SolverParams,
+)
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -327,3 +335,54 @@ def test_an_overflow_is_no_style(model: Mini) -> None:
 def test_wrong_settings(model: Mini, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Style.from_prompt(model, arguments.pop("prompt", "a fox"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "message"),
+    [
+        (DDIM(30), 600, "expected at most 500 steps of DDIM, got 600, which would start at timestep 600"),
+        (DDIM(30), 1000, "expected at most 500 steps of DDIM, got 1000"),
+        (LCMSolver(4), 60, "expected a solver that can do 60 steps, got LCMSolver: num_orig_steps"),
+        (LCMSolver(4, num_orig_steps=40), 4, "expected LCMSolver with num_orig_steps=50, .* got 40"),
+        (DDPM(10), 4, "expected a solver that can do 4 steps, got DDPM"),
+    ],
+    ids=str,
+)
+def test_solvers_that_cannot_do_the_steps(model: Mini, solver: Solver, steps: int, message: str) -> None:
+    own, model.solver = model.solver, solver
+    try:
+        with pytest.raises(ValueError, match=message):
+            Style.from_prompt(model, "a fox", num_inference_steps=steps, size=(64, 64))
+    finally:
+        model.solver = own
+
+
+@pytest.mark.parametrize("name", ["condition_scale", "scale"])
+def test_numbers_that_no_float_can_hold(style: Style, tmp_path: Path, name: str) -> None:
+    settings = {"options": {"scale": 10**400}} if name == "scale" else {name: 10**400}
+    rewrite(style, tmp_path / "fox.safetensors", settings, {})
+    with pytest.raises(StyleError, match=f"fox.safetensors is not a style: expected {name}"):
+        Style.load(tmp_path / "fox.safetensors")
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+@pytest.mark.parametrize("text", ["a \udcff fox", "a \0 fox"], ids=ascii)
+def test_prompts_that_cannot_be_written(model: Mini, style: Style, tmp_path: Path, name: str, text: str) -> None:
+    arguments: dict[str, Any] = {"prompt": "a fox", "size": (64, 64), name: text}
+    with pytest.raises(ValueError, match="expected prompts that can be written as UTF-8"):
+        Style.from_prompt(model, **arguments)
+    rewrite(style, tmp_path / "fox.safetensors", {name: text}, {})
+    with pytest.raises(StyleError, match="expected prompts that can be written as UTF-8"):
+        Style.load(tmp_path / "fox.safetensors")
+
+
+def test_a_style_of_another_precision_is_refused_for_that(fresh_mini: Mini, style: Style, tmp_path: Path) -> None:
+    style.save(tmp_path / "fox.safetensors")
+    loaded = Style.load(tmp_path / "fox.safetensors")
+    fresh_mini.to(dtype=torch.bfloat16)
+    fresh_mini.dtype = torch.bfloat16
+    fresh_mini.solver = DDIM(30)
+    for one in (style, loaded):
+        with pytest.raises(StyleError, match="with precision=float32, as the style's, got bfloat16"):
+            one.check(fresh_mini)
+        one.check(fresh_mini, force=True)

@@ -37,7 +37,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
         style.check(model, force=force)
         return style, False
     size = settings.size or library.trained_size(model)
-    path = image_set.folder / "style.safetensors"
+    path = image_set.folder / existing.STYLE
     if path.is_file():
         style = _reuse_style(path, model, existing.known_settings(source, settings), size, force=force)
         if style is not None:
@@ -83,7 +83,7 @@ def make_images(
         style: The style.
         image_set: The set.
         pending: The paths of the images to be made.
-        described: What `style_aligned.style.describe_model` says of the model.
+        described: What `style_aligned.style.describe_model` says of the model, and its decoder.
         batch_size: The number of images that go through the model at a time.
         force: Whether to let the style of other weights pass.
         progress: Told of each step and image.
@@ -114,7 +114,7 @@ def make_images(
         samples = (
             generate(model, style, prompts, force=force, **arguments)
             if is_aligned
-            else generate_unaligned(model, style, prompts, **arguments)
+            else generate_unaligned(model, style, prompts, force=force, **arguments)
         )
         for target, sample in zip(work, samples, strict=True):
             if target.path in pending:

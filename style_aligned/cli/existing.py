@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from style_aligned.cli.sets import ImageSet, Settings, Source, Target
+from style_aligned.cli.sets import UNALIGNED, ImageSet, Settings, Source, Target
 from style_aligned.files import (
     describe_image,
     difference,
@@ -20,8 +20,31 @@ from style_aligned.files import (
 )
 from style_aligned.style import Style
 
+STYLE = "style.safetensors"
 SHEET = "contact sheet"  # its kind, in its file
 OF_A_REFERENCE = ("reference", "reference_seed", "options", "style")  # no matter for unaligned images
+
+
+def check_places(output: Path, sets: Sequence[ImageSet]) -> None:
+    """Check that nothing is in the way of files and folders to be written.
+
+    Args:
+        output: The folder.
+        sets: The sets.
+
+    Raises:
+        ValueError: If a folder is where a file is to be, or the other way round.
+    """
+    files = {output / "sheet.png"}
+    for image_set in sets:
+        files |= {image_set.reference, image_set.folder / STYLE}
+        files |= {target.path for target in (*image_set.aligned, *image_set.unaligned)}
+    for path in sorted({file.parent for file in files}):
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise ValueError(f"expected {path} to be a folder, or free for one, got a file or a broken link")
+    for path in sorted(files):
+        if path.is_dir() or (path.is_symlink() and not path.exists()):
+            raise ValueError(f"expected {path} to be a file, or free for one, got a folder or a broken link")
 
 
 def check_existing(output: Path, sets: Sequence[ImageSet], settings: Settings) -> None:
@@ -59,7 +82,7 @@ def find_pending(
     Args:
         sets: The sets.
         styles: Their styles.
-        model: What `style_aligned.style.describe_model` says of the model that draws.
+        model: What `style_aligned.style.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:
@@ -78,10 +101,11 @@ def find_pending(
     ]
 
 
-def find_left_over(sets: Sequence[ImageSet]) -> list[Path]:
+def find_left_over(output: Path, sets: Sequence[ImageSet]) -> list[Path]:
     """Find the images of earlier runs that this one does not make, such as those of prompts that were taken out.
 
     Args:
+        output: The folder.
         sets: The sets.
 
     Returns:
@@ -89,8 +113,9 @@ def find_left_over(sets: Sequence[ImageSet]) -> list[Path]:
     """
     planned = {target.path for image_set in sets for target in (*image_set.aligned, *image_set.unaligned)}
     planned |= {image_set.reference for image_set in sets}
-    folders = dict.fromkeys(path.parent for path in sorted(planned))
-    found = (path for folder in folders for path in sorted(folder.glob("*.png")) if path not in planned)
+    folders = {output, *(image_set.folder for image_set in sets)}
+    folders |= {folder / UNALIGNED for folder in folders}
+    found = (path for folder in sorted(folders) for path in sorted(folder.glob("*.png")) if path not in planned)
     return [path for path in found if parse_settings(read_texts(path)) is not None]
 
 
@@ -114,9 +139,11 @@ def reference_settings(style: Style, model: Mapping[str, Any]) -> dict[str, Any]
 
     Args:
         style: The style.
-        model: The model that draws: not the style's own, if it was forced.
+        model: The model that draws, and its decoder: not the style's own, if it was forced.
     """
-    return {**describe_style(style), "model": dict(model), "style": fingerprint(style)}
+    decoder = {"decoder": model["decoder"]} if "decoder" in model else {}  # not known before there is a model
+    model = {name: model[name] for name in style.model}
+    return {**describe_style(style), "model": model, **decoder, "style": digest(style)}
 
 
 def image_settings(style: Style, model: Mapping[str, Any], *, is_aligned: bool) -> dict[str, Any]:
@@ -147,7 +174,7 @@ def known_settings(source: Source, settings: Settings) -> dict[str, Any]:
     return known if settings.size is None else {**known, "size": f"{settings.size[1]}x{settings.size[0]}"}
 
 
-def fingerprint(style: Style) -> str:
+def digest(style: Style) -> str:
     """Give a fingerprint of the reference's trajectory."""
     values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.sha256(values.tobytes()).hexdigest()[:16]

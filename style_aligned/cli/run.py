@@ -13,7 +13,7 @@ from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.overview import draw_overview
 from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
-from style_aligned.style import Style, describe_model
+from style_aligned.style import Style, describe_model, fingerprint
 
 
 def generate(
@@ -35,11 +35,12 @@ def generate(
         style = Style.load(path)
         sources.append(sets.Source(style.prompt, style, path.stem))
     planned = sets.plan(output, sources, prompts, seed=settings.seed, compare=compare)
+    existing.check_places(output, planned)
     if not force:
         existing.check_existing(output, planned, settings)
 
     model = load()
-    described = describe_model(model)
+    described = {**describe_model(model), "decoder": fingerprint(model.lda)}
     drawn = [*references, *(prompt.text for prompt in prompts)]
     library.warn_about_prompts(model, [text for text in [*drawn, settings.negative] if text])
     size = settings.size or library.trained_size(model)
@@ -57,7 +58,7 @@ def generate(
                 progress.image()
             if is_new:
                 image_set.folder.mkdir(parents=True, exist_ok=True)
-                style.save(image_set.folder / "style.safetensors")
+                style.save(image_set.folder / existing.STYLE)
             styles.append(style)
     pending = existing.find_pending(planned, styles, described, force=force)
     counts = [
@@ -72,7 +73,7 @@ def generate(
             )
     sheet = output / "sheet.png"
     write_png(sheet, draw_overview(planned, _subtitle(model_name, styles[0])), describe_picture(existing.SHEET))
-    if left_over := existing.find_left_over(planned):
+    if left_over := existing.find_left_over(output, planned):
         are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
         warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
     total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
@@ -98,9 +99,11 @@ def show_style(file: Path, preview: Path | None) -> None:
     """Write what a style file holds to standard output."""
     style = Style.load(file)
     for name, value in existing.describe_style(style).items():
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        text = str(value)
+        if isinstance(value, dict) or not text.isprintable():  # a text can hold lines that look like ours
+            text = json.dumps(value, ensure_ascii=False)
         typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
-    typer.echo(f"{'fingerprint:':<17} {existing.fingerprint(style)}")
+    typer.echo(f"{'fingerprint:':<17} {existing.digest(style)}")
     if preview is not None:
         write_png(preview, style.preview)
         typer.echo(f"{'preview:':<17} {preview}")

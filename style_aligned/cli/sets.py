@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 else:
     Style = Any  # annotations are evaluated, and it takes seconds to import
 
+UNALIGNED = "unaligned"  # the folder of the images to compare with
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -115,6 +117,6 @@ def plan(
             )
             for index, prompt in enumerate(prompts)
         ]
-        unaligned = [replace(target, path=folder / "unaligned" / target.path.name) for target in aligned]
+        unaligned = [replace(target, path=folder / UNALIGNED / target.path.name) for target in aligned]
         sets.append(ImageSet(source, folder, aligned, unaligned if compare else []))
     return sets

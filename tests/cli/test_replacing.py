@@ -113,3 +113,39 @@ def test_a_style_of_other_weights_takes_force(run: Run, random_mini: Mini, tmp_p
     finally:
         weight.data.copy_(before)
     assert_error(run(*command, *cat), "000-a-cat.png is of another run: it has model=")
+
+
+def test_what_is_in_the_way_is_found_before_anything_is_drawn(run: Run, loads: list[Any], tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--compare", "--output"]
+    for name, is_folder in (
+        ("sheet.png", True),
+        ("style.safetensors", True),
+        ("reference.png", True),
+        ("000-a-cat.png", True),
+        ("unaligned", False),
+    ):
+        folder = tmp_path / name
+        (folder / name).mkdir(parents=True) if is_folder else folder.mkdir()
+        if not is_folder:
+            (folder / name).write_text("mine")
+        found = r"to be a file, or free for one, got a folder" if is_folder else r"to be a folder, or free for one"
+        for options in ([], ["--force"]):
+            assert_error(run(*command, folder, *options), f"{name} {found}")
+        assert [path.name for path in folder.rglob("*")] == [name]
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert_error(run(*command, tmp_path / "link"), "link to be a folder")
+    assert not loads
+
+
+def test_images_of_another_decoder_are_not_replaced(run: Run, random_mini: Mini, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out"]
+    assert run(*command)[0] == 0
+    weight = next(random_mini.lda.parameters())
+    before = weight.clone()
+    try:
+        weight.data += 1
+        code, _, error = run(*command)
+        assert code == 2
+        assert "is of another run: it has decoder=" in error.splitlines()[-1]
+    finally:
+        weight.data.copy_(before)

@@ -143,3 +143,12 @@ def test_what_an_earlier_run_has_left_over_is_told(run: Run, tmp_path: Path) -> 
         f" {folder / '001-a-dog.png'}: not on the sheet\n"
     )
     assert others.exists()
+
+
+def test_what_other_options_have_left_over_is_told(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", folder]
+    assert run(*command, "--compare")[0] == 0
+    assert f"1 image of an earlier run is still there, such as {folder / 'unaligned'}" in run(*command)[2]
+    _, _, error = run(*command, "--reference", "a dog", "--force")
+    assert f"3 images of earlier runs are still there, such as {folder / '000-a-cat.png'}" in error
