@@ -6,6 +6,7 @@ import re
 import textwrap
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +50,18 @@ def test_prompted_examples(module: str) -> None:
     failed, tried = doctest.testmod(import_module(module))
     assert tried > 0
     assert failed == 0
+
+
+def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block.replace("set_inference_steps(30)", "set_inference_steps(2)"), names)
+    assert len(names["images"]) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "neon.safetensors",
+        "a rocket, neon sign.png",
+        "an umbrella, neon sign.png",
+    }
