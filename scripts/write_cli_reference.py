@@ -6,7 +6,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from style_aligned.cli import app
+from style_aligned.cli.app import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
 COMMANDS = ("generate", "style make", "style show", "demo", "concepts", "convert", "evaluate")

@@ -1,5 +1,6 @@
 """Contact sheets: the images of sets side by side, with labels."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -160,7 +161,7 @@ def shorten(text: str, *, size: int, width: float | int, lines: int = 1) -> list
     broken: list[str] = []
     while words and len(broken) < lines:
         line = words.pop(0)
-        while words and _text_width(f"{line} {words[0]}", size) <= width:
+        while words and _fits(f"{line} {words[0]}", size=size, width=width):
             line = f"{line} {words.pop(0)}"
         broken.append(line)
     if words:
@@ -169,12 +170,24 @@ def shorten(text: str, *, size: int, width: float | int, lines: int = 1) -> list
 
 
 def _cut(line: str, *, size: int, width: float | int) -> str:
-    if _text_width(line, size) <= width:
+    if _fits(line, size=size, width=width):
         return line
     line = line.removesuffix("…")
-    while line and _text_width(f"{line}…", size) > width:
-        line = line[:-1].rstrip(" ,;")
-    return f"{line}…" if line else ""
+
+    def start(count: int) -> str:
+        return line if count == len(line) else line[:count].rstrip(" ,;")
+
+    def start_width(count: int) -> float:
+        return _text_width(f"{start(count)}…", size)
+
+    counts = range(1, min(len(line), max(0, int(width))) + 1)
+    kept = start(bisect_right(counts, width, key=start_width))  # a longer text is wider
+    return f"{kept}…" if kept else ""
+
+
+def _fits(text: str, *, size: int, width: float | int) -> bool:
+    # each character takes a pixel at least: a text of more characters need not be measured, which takes long
+    return len(text) <= width and _text_width(text, size) <= width
 
 
 def _draw_strip(

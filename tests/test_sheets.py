@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFont
 
 from style_aligned import sheets
 from style_aligned.sheets import Cell, Layout, Strip, contact_sheet, shorten, wrap
@@ -100,6 +100,45 @@ def test_shorten() -> None:
     assert len(lines) == 2
     assert lines[1].endswith("…")
     assert shorten("a fox", size=20, width=1) == [""]
+
+
+def remove_characters(line: str, size: int, width: float) -> str:
+    """What `shorten` makes of one word, one character after the other."""
+    font = ImageFont.load_default(size=size)
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1].rstrip(" ,;")
+    return f"{line}…" if line else ""
+
+
+@pytest.mark.parametrize(
+    "text", ["a fox,\u00a0; neon sign", "AVAVAVAVATo.,;,;", "W" * 40, "il" * 40, ",;,;ab", "汉字" * 20]
+)
+@pytest.mark.parametrize("size", [17, 34])
+def test_a_long_word_keeps_what_fits(text: str, size: int) -> None:
+    word = "".join(text.split())
+    for width in (0, 1, 9, 17.5, 40, 100, 256, 1000):
+        expected = remove_characters(word, size, width)
+        assert shorten(word, size=size, width=width) == [expected]
+    assert shorten(word, size=size, width=-5) == [""]
+
+
+@pytest.mark.parametrize("text", ["W" * 300_000, "汉" * 300_000, "W " * 150_000, "\u200b" * 300_000])
+def test_texts_of_any_length_are_shortened(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    measured: list[int] = []
+    text_width = sheets._text_width  # pyright: ignore[reportPrivateUsage]
+
+    def count(text: str, size: int) -> float:
+        measured.append(len(text))
+        return text_width(text, size)
+
+    monkeypatch.setattr(sheets, "_text_width", count)
+    lines = shorten(text, size=17, width=256, lines=2)
+    assert lines[-1].endswith("…")
+    assert all(len(line) <= 257 and text_width(line, 17) <= 256 for line in lines)
+    assert len(measured) < 60
+    assert max(measured) <= 257
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The command line: thin commands over the library. Nothing heavy is imported until a command needs it."""
 
-from style_aligned.cli.app import app
 from style_aligned.cli.console import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

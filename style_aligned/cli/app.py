@@ -1,5 +1,7 @@
 """The commands."""
 
+import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -301,7 +303,7 @@ def evaluate(
 ) -> None:
     """Ask a judge, trained on real drawings, for the style and the concept of aligned and unaligned images."""
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
-    inputs.check_number("--guidance", guidance)
+    inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_device(device)
     if output is not None:
         inputs.check_output_file(output)
@@ -335,8 +337,8 @@ def _settings(
     """Check the settings of a reference that were given, and put defaults for the others."""
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
-    inputs.check_number("--scale", scale, minimum=0)
-    inputs.check_number("--shift", shift)
+    inputs.check_number("--scale", scale, minimum=0, maximum=1000)
+    inputs.check_number("--shift", shift, minimum=-1000, maximum=1000)
     is_embedded = model == "mini"
     given = {"scale": scale, "shift": shift, "share_group_norm": share_group_norm}
     return Settings(
@@ -351,13 +353,16 @@ def _settings(
 
 
 def _program() -> str:
-    """Give the name under which the user can run this again: `scripts/demo` leaves no active environment behind."""
-    path = Path(sys.argv[0])
-    return (
-        str(path)
-        if path.name == "style-aligned" and len(path.parts) > 1 and not path.is_absolute()
-        else "style-aligned"
-    )
+    """Give what runs this again from the user's folder: `scripts/demo` leaves no active environment behind."""
+    path = Path(sys.argv[0]).absolute()
+    if path == Path(__file__).with_name("__main__.py"):
+        return f"{shlex.quote(sys.executable)} -m style_aligned.cli"
+    found = shutil.which("style-aligned")
+    if path.stem != "style-aligned" or (found is not None and path.resolve() == Path(found).resolve()):
+        return "style-aligned"
+    if Path.cwd() in path.parents:
+        path = path.relative_to(Path.cwd())
+    return shlex.quote(str(path) if len(path.parts) > 1 else f"./{path}")
 
 
 def _echo_columns(names: Sequence[str], width: int = 100) -> None:

@@ -4,9 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-
-import typer
+from contextlib import contextmanager, suppress
 
 ERROR = 2  # exit codes
 INTERRUPTED = 130
@@ -23,12 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 after an error, or 130 after Ctrl-C. An error is one line on standard error; set
         `STYLE_ALIGNED_DEBUG=1` to have the traceback instead.
     """
-    from style_aligned.cli.app import app
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = app(arguments or ["--help"], prog_name="style-aligned", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
+        code = _run(arguments or ["--help"])
+    except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
         if os.environ.get("STYLE_ALIGNED_DEBUG"):
@@ -43,6 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if can_go_on
             else "interrupted"
         )
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    import typer  # here, where an interruption of it is noticed
+
+    from style_aligned.cli.app import app
+
+    try:
+        code = app(arguments, prog_name="style-aligned", standalone_mode=False)
+    except typer.Abort:
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
@@ -75,7 +83,9 @@ def print_line(message: str) -> None:
     """Write one line to standard error, whatever the message holds."""
     line = " ".join(message.split())
     line = line if len(line) <= MESSAGE_LENGTH else f"{line[: MESSAGE_LENGTH - 1]}…"
-    typer.echo(f"style-aligned: {line.encode(errors='replace').decode()}", err=True)
+    with suppress(AttributeError, OSError):  # there is no standard error, or nobody reads it
+        sys.stderr.write(f"style-aligned: {line.encode(errors='replace').decode()}\n")
+        sys.stderr.flush()
 
 
 class Progress:

@@ -15,6 +15,7 @@ import typer
 MAX_SIDE = 8192  # pixels
 MAX_SEED = 2**32 - 1
 MAX_FIGURES = 1 << 24  # bytes
+LINE_END = r"\r\n|\n|\r"  # not splitlines(): a prompt may hold one of Unicode's other line separators
 FIGURES = {"rows", "sets", "set_size"}  # some of what a file of an evaluation has
 
 
@@ -76,17 +77,19 @@ def read_prompts(file: str) -> list[Prompt]:
         file: The path of the file, or `-` for standard input.
 
     Raises:
-        ValueError: If it is not UTF-8, has a bad line, which is named by its number, or has no prompts.
+        ValueError: If it is `.json`, is not UTF-8, has a bad line, which is named by its number, or has no prompts.
     """
     name = "standard input" if file == "-" else file
+    if Path(file).suffix.lower() == ".json":  # whose brackets would be prompts
+        raise ValueError(f"expected --prompts to be .jsonl, with a JSON object a line, or a text file, got {file}")
     content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        content = error.object  # without a byte order mark, as is the place of the error
+        line = len(re.split(LINE_END.encode(), content[: error.start]))
         raise ValueError(f"{name}, line {line}: expected UTF-8, got the byte 0x{content[error.start]:02x}") from None
-    # not splitlines(): a prompt may hold one of Unicode's other line separators
-    lines = [(number, line.strip()) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(re.split(LINE_END, text), start=1)]
     lines = [(number, line) for number, line in lines if line]
     if not lines:
         raise ValueError(f"{name}: expected at least one prompt, got an empty file")
@@ -186,7 +189,7 @@ def _read_line(line: str, where: str, *, is_json: bool) -> Prompt:
         raise ValueError(f"{where}: expected no keys but prompt and seed, got {unknown[0]!r}")
     seed = entry.get("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED):
-        raise ValueError(f"{where}: expected seed to be a whole number of at least 0, got {seed!r}")
+        raise ValueError(f"{where}: expected seed to be a whole number from 0 to {MAX_SEED}, got {seed!r}")
     return Prompt(check_prompt(entry["prompt"], where), seed)
 
 

@@ -43,7 +43,9 @@ def palette_distance(images: Sequence[Image]) -> float:
 
 
 def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
-    """Warn about what a model will not make of prompts: words that it does not know, and ends that it does not see.
+    """Warn about what a model will not make of prompts.
+
+    That is words that it does not know, prompts of which it knows no word at all, and ends that it does not see.
 
     Args:
         model: The model.
@@ -57,6 +59,12 @@ def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
             warn(
                 f"the embedded model does not know {', '.join(map(repr, unknown[:UNKNOWN_WORDS]))}{more}:"
                 " `style-aligned concepts` lists what it draws"
+            )
+        meaningless = [text for text in texts if not tokenizer.known_words(text)]
+        if meaningless:
+            warn(
+                f"{_count(len(meaningless), 'prompt')} without any word that the embedded model knows, such as"
+                f" {meaningless[0][:80]!r}: it draws anything"
             )
         limit = tokenizer.sequence_length - 2
         long = [text for text in texts if len(tokenizer.encode(text)) - 2 > limit]

@@ -1,6 +1,7 @@
 """Every kind of wrong input, and what goes wrong later: one line, and nothing left behind."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +37,13 @@ from tests.cli.conftest import FOX, Run, assert_error
         (["generate", *FOX, "--prompt", "a cat", "--batch-size", "0"], "--batch-size"),
         (
             ["generate", *FOX, "--prompt", "a cat", "--scale", "-1"],
-            "expected --scale to be a finite number of at least 0",
+            "expected --scale to be a finite number between 0 and 1000, got -1",
         ),
         (["generate", *FOX, "--prompt", "a cat", "--scale", "nan"], "expected --scale to be a finite number"),
-        (["generate", *FOX, "--prompt", "a cat", "--shift", "inf"], "expected --shift to be a finite number, got inf"),
+        (
+            ["generate", *FOX, "--prompt", "a cat", "--shift", "inf"],
+            "expected --shift to be a finite number .*, got inf",
+        ),
         (["generate", *FOX, "--prompt", "a cat", "--size", "100"], "multiples of 8 between 64 and 8192 .* got 100x100"),
         (["generate", *FOX, "--prompt", "a cat", "--size", "64x0"], "multiples of 8"),
         (["generate", *FOX, "--prompt", "a cat", "--size", "-64"], "expected --size to be WIDTHxHEIGHT"),
@@ -110,6 +114,38 @@ def test_only_generate_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert (code, output) == (130, "")
     assert error.splitlines()[-1] == "style-aligned: interrupted"
     assert list(tmp_path.iterdir()) == []
+
+
+INTERRUPT = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {name!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.parametrize("name", ["typer", "style_aligned.cli.app", "style_aligned.cli.inputs"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "from style_aligned.cli import main; sys.exit(main(['--help']))",
+        "import runpy; runpy.run_module('style_aligned.cli', run_name='__main__', alter_sys=True)",
+    ],
+)
+def test_interrupted_while_it_starts(name: str, entry: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPT.format(name=name) + entry], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "style-aligned: interrupted\n")
+
+
+def test_without_standard_error_the_exit_code_tells(tmp_path: Path) -> None:
+    code = "import sys; sys.stderr = None; from style_aligned.cli import main; sys.exit(main(['generate']))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
 
 
 def test_unexpected_errors_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,3 +97,16 @@ def test_the_library_is_quiet(run: Run, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert run("generate", *FOX, "--prompt", "a cat", "--output", tmp_path)[0] == 0
+
+
+def test_prompts_of_no_known_word(run: Run, tmp_path: Path) -> None:
+    prompts = [argument for text in ("!!!", "🦊", "ロケット", "a cat") for argument in ("--prompt", text)]
+    code, _, error = run("generate", *FOX, *prompts, "--output", tmp_path)
+    assert code == 0, error
+    lines = [line for line in error.splitlines() if "embedded model" in line]
+    assert lines == [
+        "style-aligned: warning: the embedded model does not know 'ロケット':"
+        " `style-aligned concepts` lists what it draws",
+        "style-aligned: warning: 3 prompts are without any word that the embedded model knows, such as '!!!':"
+        " it draws anything",
+    ]

@@ -1,12 +1,16 @@
 """What the command line says of itself, and that it says it without loading torch."""
 
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from style_aligned import cli
 from tests.cli.conftest import Run
 
 
@@ -47,6 +51,46 @@ def test_version(run: Run) -> None:
     code, output, _ = run("--version")
     assert code == 0
     assert output.startswith("style-aligned ")
+
+
+@pytest.mark.parametrize(
+    ("program", "folder", "path", "expected"),
+    [
+        ("project/.venv/bin/style-aligned", "project", "", ".venv/bin/style-aligned"),
+        ("project/.venv/bin/style-aligned", "else where", "", "{root}/project/.venv/bin/style-aligned"),
+        ("project/.venv/bin/style-aligned", "project/.venv/bin", "", "./style-aligned"),
+        ("project/.venv/bin/style-aligned", "project", "project/.venv/bin", "style-aligned"),
+        ("project/.venv/bin/style-aligned", "project", "else where", ".venv/bin/style-aligned"),
+        ("else where/style-aligned", "project", "", "'{root}/else where/style-aligned'"),
+        (
+            str(Path(cli.__file__).with_name("__main__.py")),
+            "project",
+            "",
+            f"{shlex.quote(sys.executable)} -m style_aligned.cli",
+        ),
+    ],
+)
+def test_the_next_command_can_be_pasted(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, folder: str, path: str, expected: str
+) -> None:
+    from style_aligned import demo
+
+    for bin_folder in (tmp_path / "project" / ".venv" / "bin", tmp_path / "else where"):
+        bin_folder.mkdir(parents=True)
+        (bin_folder / "style-aligned").touch(mode=0o755)
+
+    def draw_demo(model: Any, **_: Any) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(demo, "draw_demo", draw_demo)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / program), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
+    monkeypatch.chdir(tmp_path / folder)
+    code, output, _ = run("demo", "--output", "mine.png")
+    assert code == 0
+    assert output.startswith("mine.png: ")
+    assert f"Next: {expected.format(root=tmp_path)} generate " in output
+    assert (tmp_path / folder / "mine.png").is_file()
 
 
 def test_the_reference_page_is_current() -> None:
