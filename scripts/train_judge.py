@@ -24,6 +24,7 @@ from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sam
 
 from style_aligned.judge import WEIGHTS, Judge
 from style_aligned.mini import MiniAutoencoder
+from style_aligned.mini.model import DIGEST, digest
 
 AUTOENCODER = WEIGHTS.with_name("autoencoder.safetensors")
 SIZE = 64
@@ -221,13 +222,12 @@ def save(judge: Judge, path: Path, results: dict[str, Any]) -> None:
         "size": judge.size,
         "accuracy": results,
     }
+    tensors = {name: tensor.half().contiguous().cpu() for name, tensor in judge.state_dict().items()}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_to_safetensors(
-        part,
-        tensors={name: tensor.half().contiguous().cpu() for name, tensor in judge.state_dict().items()},
-        metadata={"format": "pt", **{key: json.dumps(value) for key, value in metadata.items()}},
-    )
+    save_to_safetensors(part, tensors=tensors, metadata={"format": "pt", **texts, DIGEST: digest(tensors)})
+    part.chmod(0o644)  # safetensors keeps it for its owner, but who installs the package is to read it
     part.replace(path)
 
 

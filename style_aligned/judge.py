@@ -5,7 +5,7 @@ generated image.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,8 @@ from refiners.fluxion.utils import images_to_tensor, no_grad
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, device as Device, dtype as DType
 from torch.nn.functional import interpolate
+
+from style_aligned.mini.model import check_digest
 
 WEIGHTS = Path(__file__).parent / "mini" / "weights" / "judge.safetensors"
 
@@ -181,6 +183,44 @@ class Judge(fl.Chain):
         )
 
 
+def _is_names(value: Any) -> bool:
+    names = cast(list[Any], value) if isinstance(value, list) else []
+    return bool(names) and all(isinstance(name, str) for name in names)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_three_positive(value: Any) -> bool:
+    return isinstance(value, list) and list(map(_is_positive, cast(list[Any], value))) == [True] * 3
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "styles": ("a list of names", _is_names),
+    "concepts": ("a list of names", _is_names),
+    "channels": ("three positive integers", _is_three_positive),
+    "size": ("a positive integer", _is_positive),
+    "accuracy": ("a mapping", _is_mapping),
+}
+"""What a judge's file says of it, as JSON."""
+
+
+def _read_value(metadata: Mapping[str, str], key: str, path: Path) -> Any:
+    expected, is_expected = EXPECTED[key]
+    try:
+        value: Any = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected {key} of the judge at {path} as JSON, got {metadata[key][:80]!r}") from error
+    if not is_expected(value):
+        raise ValueError(f"expected {key} of the judge at {path} to be {expected}, got {metadata[key][:80]!r}")
+    return value
+
+
 def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a judge's weights, and what is said of them.
 
@@ -204,13 +244,14 @@ def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict
         raise ValueError(f"expected the judge's weights at {path}, got no such file") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"expected the judge's weights at {path}, got no whole safetensors file: {error}") from error
-    if missing := {"styles", "concepts", "channels", "size", "accuracy"} - metadata.keys():
+    if missing := EXPECTED.keys() - metadata.keys():
         raise ValueError(
             f"expected the judge's weights at {path}, got a file that does not say its {', '.join(sorted(missing))}"
         )
     if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise ValueError(f"expected finite weights in {path}, got others in {', '.join(broken)}")
-    return weights, {key: json.loads(value) for key, value in metadata.items() if key != "format"}
+    check_digest(weights, metadata, path)
+    return weights, {key: _read_value(metadata, key, path) for key in EXPECTED}
 
 
 def load_judge(path: Path | str = WEIGHTS, device: Device | str = "cpu", dtype: DType = torch.float32) -> Judge:

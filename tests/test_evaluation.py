@@ -26,6 +26,7 @@ from style_aligned.evaluation import (
 )
 from style_aligned.judge import Judge, load_judge, read_judge_file
 from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.mini.model import DIGEST, digest
 from style_aligned.sampling import generate
 from style_aligned.style import Style
 
@@ -57,7 +58,8 @@ def write(judge: Judge, path: Path, **changes: str | None) -> Path:
         "accuracy": '{"held_out": {"drawings": 1000, "style": 0.99, "concept": 0.9}}',
     }
     kept = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
-    save_to_safetensors(path, {key: tensor.half() for key, tensor in judge.state_dict().items()}, metadata=kept)
+    tensors = {key: tensor.half() for key, tensor in judge.state_dict().items()}
+    save_to_safetensors(path, tensors, metadata={**kept, DIGEST: digest(tensors)})
     return path
 
 

@@ -1,6 +1,7 @@
 """The embedded model's text encoders: two small CLIP text encoders over a vocabulary of whole words."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +16,22 @@ EMBEDDING_DIM = 64
 HEAD_DIM = 32
 
 
+ACCENTS = re.compile(r"(?<=[a-z0-9])[\u0300-\u036f\ufe00-\ufe0f]+")
+
+
 def words(text: str) -> list[str]:
-    """Split a text into its words: lower case, without punctuation."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """Split a text into its words, of any script: lower case, without punctuation, Latin letters without accents.
+
+    Example:
+        >>> words("A crème-brûlée, 3D!")
+        ['a', 'creme', 'brulee', '3d']
+    """
+    folded = ACCENTS.sub("", unicodedata.normalize("NFKD", text).lower())
+    folded = unicodedata.normalize("NFC", folded)  # other scripts stay as they were written, for who reads them
+    # in some of them vowels are marks, which do not end a word
+    marks = {"Mc", "Mn"}
+    kinds = "".join("w" if c.isalnum() else "m" if unicodedata.category(c) in marks else " " for c in folded)
+    return [folded[match.start() : match.end()] for match in re.finditer("w[wm]*", kinds)]
 
 
 class MiniTokenizer(CLIPTokenizer):
@@ -74,6 +88,10 @@ class MiniTokenizer(CLIPTokenizer):
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that are not in the vocabulary, each once, in the text's order."""
         return [word for word in dict.fromkeys(words(text)) if word not in self.token_to_id_mapping]
+
+    def known_words(self, text: str) -> list[str]:
+        """The words of a text that are in the vocabulary, each once, in the text's order."""
+        return [word for word in dict.fromkeys(words(text)) if word in self.token_to_id_mapping]
 
 
 class MiniTextEncoderL(CLIPTextEncoderL):

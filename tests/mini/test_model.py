@@ -1,6 +1,7 @@
 """The model as a whole, with random weights."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,14 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.model import St
 from safetensors.torch import load_file, save_file
 
 from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet, load_mini
-from style_aligned.mini.model import known_concepts, known_styles
+from style_aligned.mini.model import DIGEST, digest, known_concepts, known_styles
 
 VOCABULARY = ["a", "fox", "neon", "sign"]
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a file of weights as they are written for the package."""
+    save_file(tensors, path, {**(metadata or {}), DIGEST: digest(tensors)})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def folder(mini: Mini, tmp_path: Path) -> Path:
     }
     for name, part in parts.items():
         tensors = {key: tensor.half().contiguous() for key, tensor in part.state_dict().items()}
-        save_file(tensors, tmp_path / f"{name}.safetensors", metadata if name == "text_encoder" else None)
+        write(tmp_path / f"{name}.safetensors", tensors, metadata if name == "text_encoder" else None)
     return tmp_path
 
 
@@ -120,19 +126,80 @@ def test_refuses_broken_weights(folder: Path, name: str) -> None:
     tensors = load_file(path)
     first = next(iter(tensors))
     metadata = {"vocabulary": json.dumps(VOCABULARY)}
-    save_file({key: tensor for key, tensor in tensors.items() if key != first}, path, metadata)
+    write(path, {key: tensor for key, tensor in tensors.items() if key != first}, metadata)
     with pytest.raises(ValueError, match=f"{name}.safetensors does not hold this model's weights"):
         load_mini(folder=folder)
     tensors[first].view(-1)[0] = float("nan")
-    save_file(tensors, path, metadata)
+    write(path, tensors, metadata)
     with pytest.raises(ValueError, match=f"{name}.safetensors is corrupted: .* is not finite"):
         load_mini(folder=folder)
 
 
+@pytest.mark.parametrize("name", ["unet", "autoencoder", "text_encoder"])
+def test_refuses_changed_weights(folder: Path, name: str) -> None:
+    path = folder / f"{name}.safetensors"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+
+    path.write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096 :])
+    with pytest.raises(ValueError, match=rf"{name}.safetensors is corrupted: expected weights with the SHA-256 '\w+'"):
+        load_mini(folder=folder)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match=f"{name}.safetensors is corrupted: expected weights with the SHA-256"):
+        load_mini(folder=folder)
+    path.write_bytes(whole)
+    save_file(load_file(path), path, {"vocabulary": json.dumps(VOCABULARY)})
+    with pytest.raises(ValueError, match=f"{name}.safetensors is corrupted, or not of this package: .* got none"):
+        load_mini(folder=folder)
+    path.write_bytes(whole)
+    assert load_mini(folder=folder)
+
+
+def test_digest_covers_names_kinds_shapes_and_bytes() -> None:
+    tensors = {"a": torch.arange(6, dtype=torch.int16).reshape(2, 3), "b": torch.tensor(1.5), "c": torch.empty(0)}
+    others = (
+        {**tensors, "a": tensors["a"].T.contiguous().reshape(2, 3)},
+        {**tensors, "a": tensors["a"].reshape(3, 2)},
+        {**tensors, "a": tensors["a"].view(torch.float16)},
+        {**tensors, "c": torch.empty(0, 1)},
+        {"a": tensors["a"], "b": tensors["b"], "d": tensors["c"]},
+        {"a": tensors["a"], "b": tensors["b"]},
+    )
+    digests = {digest(other) for other in (tensors, *others)}
+    assert len(digests) == 1 + len(others)
+    assert digest(dict(reversed(tensors.items()))) == digest(tensors)
+    # written out: the SHA-256 of one name, kind and shape, and of its bytes
+    expected = sha256(b'["a", "int16", [2]]' + b"\x01\x00\x02\x00").hexdigest()
+    assert digest({"a": torch.tensor([1, 2], dtype=torch.int16)}) == expected
+    every_second = torch.tensor([1, 0, 2, 0], dtype=torch.int16)[::2]
+    assert digest({"a": every_second}) == expected
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        ("{bad", "as JSON, got '{bad'"),
+        ("[" * 100_000, "as JSON, got"),
+        ("3", "as a list of different texts, got '3'"),
+        ('{"a": 1}', "as a list of different texts"),
+        ('["a", 1]', "as a list of different texts"),
+        ('["a", "a"]', "as a list of different texts"),
+        ("[]", "as a list of different texts"),
+    ],
+)
+def test_refuses_damaged_names(folder: Path, vocabulary: str, message: str) -> None:
+    path = folder / "text_encoder.safetensors"
+    write(path, load_file(path), {"vocabulary": vocabulary, "styles": vocabulary})
+    with pytest.raises(ValueError, match=rf"text_encoder\.safetensors is corrupted: expected its vocabulary {message}"):
+        load_mini(folder=folder)
+    with pytest.raises(ValueError, match=rf"text_encoder\.safetensors is corrupted: expected its styles {message}"):
+        known_styles(folder)
+
+
 def test_refuses_a_text_encoder_without_vocabulary(folder: Path) -> None:
     path = folder / "text_encoder.safetensors"
-    save_file(load_file(path), path)
-    with pytest.raises(ValueError, match="no vocabulary"):
+    write(path, load_file(path))
+    with pytest.raises(ValueError, match="names no vocabulary"):
         load_mini(folder=folder)
     with pytest.raises(ValueError, match="names no concepts"):
         known_concepts(folder)

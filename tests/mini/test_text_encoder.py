@@ -1,5 +1,8 @@
 """The tokenizer of whole words, and the two text encoders."""
 
+import re
+from random import Random
+
 import pytest
 import torch
 from refiners.foundationals.clip.text_encoder import CLIPTextEncoderG
@@ -10,6 +13,7 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 )
 
 from style_aligned.mini import MiniDoubleTextEncoder, MiniTokenizer
+from style_aligned.mini.text_encoder import words
 
 VOCABULARY = ["a", "fox", "neon", "sign", "3d", "render"]
 
@@ -35,8 +39,47 @@ def test_tokens(tokenizer: MiniTokenizer) -> None:
 
 def test_unknown_words(tokenizer: MiniTokenizer) -> None:
     assert tokenizer("a zebra").tolist() == [[1, 4, 3, 2, 0, 0, 0, 0]]
-    assert tokenizer.unknown_words("A zebra, a fox; Zebra étude 🦊") == ["zebra", "tude"]
+    assert tokenizer.unknown_words("A zebra, a fox; Zebra étude 🦊") == ["zebra", "etude"]
     assert tokenizer.unknown_words("a fox") == tokenizer.unknown_words("") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ロケット", ["ロケット"]),
+        ("a ドラゴン, neon", ["ドラゴン"]),  # its marks are letters' own, not accents
+        ("로켓", ["로켓"]),
+        ("एक किताब।", ["एक", "किताब"]),  # vowels that are marks, and a full stop
+        ("crème brûlée", ["creme", "brulee"]),
+        ("cre\u0300me", ["creme"]),
+        ("İstanbul ẾTÉ", ["istanbul", "ete"]),
+        ("bjørn straße", ["bjørn", "straße"]),
+        ("ракета", ["ракета"]),
+        ("🦊 !!! … ❤\ufe0f _ \u00b4", []),
+    ],
+)
+def test_unknown_words_of_any_script(tokenizer: MiniTokenizer, text: str, expected: list[str]) -> None:
+    assert tokenizer.unknown_words(text) == expected
+    assert tokenizer(text)[0].tolist().count(3) == min(len(expected), 6)
+
+
+def test_known_words(tokenizer: MiniTokenizer) -> None:
+    assert tokenizer.known_words("A zebra, a fox") == ["a", "fox"]
+    assert [text for text in ("", "!!!", "🦊", "ロケット", "zebra") if tokenizer.known_words(text)] == []
+
+
+@pytest.mark.parametrize("text", ["á FÓX", "a fox\ufe0f❤\ufe0f", "\uff41 \uff46\uff4f\uff58", "a\u2003fox\u0301\u0327"])
+def test_known_words_in_other_letters(tokenizer: MiniTokenizer, text: str) -> None:
+    assert tokenizer(text).tolist() == tokenizer("a fox").tolist()
+    assert tokenizer.unknown_words(text) == []
+
+
+def test_words_of_ascii_are_those_of_the_captions() -> None:
+    captions = pytest.importorskip("scripts.mini_data.captions")
+    random = Random(0)
+    for _ in range(500):
+        text = "".join(chr(random.randrange(128)) for _ in range(40))
+        assert words(text) == captions.words(text) == re.findall("[a-z0-9]+", text.lower())
 
 
 def test_names_of_special_tokens_are_words_like_others(tokenizer: MiniTokenizer) -> None:
