@@ -1,5 +1,6 @@
 """The prepared drawings, in memory-mapped form, and their captions."""
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ class Drawings:
 
     def split(self, name: str = "train") -> list[int]:
         return [i for i, record in enumerate(self.records) if record["split"] == name]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all records, which say how every picture was drawn."""
+        return hashlib.sha256(json.dumps(self.records, sort_keys=True).encode()).hexdigest()
 
     def held_out(self) -> list[int]:
         return [i for i, record in enumerate(self.records) if record["split"] != "train"]

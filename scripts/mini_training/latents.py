@@ -10,6 +10,8 @@ from scripts.mini_training.checkpoints import load_tensors, save_tensors
 from scripts.mini_training.dataset import Drawings, to_tensor
 from style_aligned.mini.autoencoder import MiniAutoencoder
 
+DRAWINGS = "drawings"  # the metadata's entry with their digest
+
 
 @torch.no_grad()
 def encode_drawings(autoencoder: MiniAutoencoder, drawings: Drawings, path: Path, batch_size: int = 16) -> None:
@@ -29,10 +31,12 @@ def encode_drawings(autoencoder: MiniAutoencoder, drawings: Drawings, path: Path
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             straight.append(autoencoder.encode(x).half().cpu())
             mirrored.append(autoencoder.encode(x.flip(-1)).half().cpu())
-    save_tensors(path, {"straight": torch.cat(straight), "mirrored": torch.cat(mirrored)}, {})
+    save_tensors(path, {"straight": torch.cat(straight), "mirrored": torch.cat(mirrored)}, {DRAWINGS: drawings.digest})
 
 
-def load_latents(path: Path, indices: list[int]) -> Tensor:
+def load_latents(path: Path, drawings: Drawings, indices: list[int]) -> Tensor:
     """The latents of some pictures, of shape (2, count, 4, 32, 32): as they are, and mirrored."""
-    tensors, _ = load_tensors(path)
+    tensors, metadata = load_tensors(path)
+    if metadata.get(DRAWINGS) != drawings.digest:
+        raise ValueError(f"expected {path} to be of the drawings of --data, got those of others: take another --output")
     return torch.stack([tensors["straight"][indices], tensors["mirrored"][indices]])

@@ -183,7 +183,7 @@ def train_unet(
     average = Average(parameters, settings.decay)
     generator = torch.Generator().manual_seed(seed)
     indices = drawings.split()
-    latents = load_latents(folder / "latents.safetensors", indices)
+    latents = load_latents(folder / "latents.safetensors", drawings, indices)
     tokenizer = networks.text_encoder.tokenizer
     batches = Batches(drawings, latents, indices, tokenizer, generator, settings, seed)
     step, seconds_before = 0, 0.0

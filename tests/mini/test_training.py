@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
+from scripts.mini_training.latents import encode_drawings, load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.tracing import record
 from scripts.mini_training.unet_stage import Batches, UNetSettings
 from scripts.train_mini import main
-from style_aligned.mini import load_mini
+from style_aligned.mini import MiniAutoencoder, load_mini
 from style_aligned.mini.text_encoder import MiniTokenizer
 
 WORDS = ["a", "fox", "neon", "sign"]
@@ -49,6 +50,20 @@ def batches_of(*hands: tuple[str, str], **settings: Any) -> Batches:
     generator = torch.Generator().manual_seed(0)
     indices = list(range(len(records)))
     return Batches(drawings, latents, indices, MiniTokenizer(WORDS), generator, UNetSettings(**settings), seed=0)
+
+
+def test_latents_of_other_drawings_are_refused(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, size=(2, 64, 64, 3), dtype=np.uint8)
+    records = [{"concept": "fox", "style": style, "split": "train"} for style in ("neon sign", "ink")]
+    drawings = Drawings(pictures, records, ["fox"], ["neon sign", "ink"])
+    path = tmp_path / "latents.safetensors"
+    encode_drawings(MiniAutoencoder(), drawings, path)
+    latents = load_latents(path, drawings, [1])
+    assert latents.shape == (2, 1, 4, 8, 8)
+    assert not torch.equal(latents[0], latents[1])
+    others = Drawings(pictures, records[::-1], ["fox"], ["neon sign", "ink"])
+    with pytest.raises(ValueError, match="to be of the drawings of --data, got those of others"):
+        load_latents(path, others, [1])
 
 
 def test_a_sheet_holds_two_drawings_by_one_hand() -> None:
