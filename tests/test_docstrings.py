@@ -59,7 +59,7 @@ def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names: dict[str, Any] = {}
     for block in blocks:
         quicker = block.replace("set_inference_steps(30)", "set_inference_steps(2)")
-        exec(quicker.replace("seed=1,", "seed=1, num_inference_steps=2,"), names)
+        exec(quicker.replace("seed=5,", "seed=5, num_inference_steps=2,"), names)
     assert len(names["images"]) == 3
     assert {path.name for path in tmp_path.iterdir()} == {
         "neon.safetensors",

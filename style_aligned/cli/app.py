@@ -259,7 +259,7 @@ def demo(
     typer.echo(
         f"{output}: the same prompts and noise, unaligned and aligned. Next: {_program()} generate"
         ' --reference "a fox, neon sign" --prompt "a rocket, neon sign" --prompt "an umbrella, neon sign"'
-        " --compare --output neon"
+        " --seed 5 --compare --output neon"
     )
 
 
