@@ -7,6 +7,8 @@ from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from torch import Size, Tensor, device as Device
 
+from style_aligned.layers import center
+
 
 class ReferenceBank:
     """The references' features at each site of a model, for one step.
@@ -140,8 +142,6 @@ class ReplayReferences(fl.Module):
 
 def summarize(x: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows 2 dim"]:
     """Give the two tokens that have the mean and the (unbiased) deviation of all of them, in float32 or better."""
-    x = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
-    mean = x.mean(dim=-2, keepdim=True)
-    variance = (x - mean).square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
+    _, mean, variance = center(x)
     distance = (variance / 2).sqrt()
     return torch.cat((mean - distance, mean + distance), dim=-2)

@@ -37,6 +37,22 @@ def group_size(rows: int, set_size: int | None) -> int:
     return set_size
 
 
+def center(x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the mean over the tokens away from features, in float32 or better.
+
+    Args:
+        x: The features.
+
+    Returns:
+        The centered features, and their mean and unbiased variance, of shape (rows, 1, dim).
+    """
+    # Sums, since `torch.std` and `torch.var_mean` over this axis are ten times slower on the CPU.
+    promoted = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
+    mean = promoted.mean(dim=-2, keepdim=True)
+    centered = promoted - mean if promoted is x else promoted.sub_(mean)  # a copy of our own is centered in place
+    return centered, mean, centered.square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
+
+
 def _rows_of_each(features: Float[Tensor, "rows tokens dim"], references: Float[Tensor, "groups _ dim"]) -> int:
     """Give the number of rows that follow each reference, itself included where it is among them."""
     rows, groups = features.shape[0], references.shape[0]
@@ -118,7 +134,7 @@ class AdaIn(fl.Module):
         set_size = _rows_of_each(features, references)
         # Row by row on the CPU, where temporary tensors that outgrow the cache cost several times the maths.
         rows_at_once = 1 if features.is_cpu else set_size
-        _, means, deviations = self._standardize(references)
+        _, means, variances = center(references)
         aligned = torch.empty_like(features)
         for index in range(references.shape[0]):
             start, stop = index * set_size, (index + 1) * set_size
@@ -127,19 +143,11 @@ class AdaIn(fl.Module):
                 start += 1
             for row in range(start, stop, rows_at_once):
                 rows = slice(row, min(row + rows_at_once, stop))
-                centered, _, deviation = self._standardize(features[rows])
-                aligned[rows] = torch.addcmul(means[index], centered, deviations[index] / deviation)
+                centered, _, variance = center(features[rows])
+                factor = (variances[index] + self.epsilon).sqrt() / (variance + self.epsilon).sqrt()
+                aligned[rows] = torch.addcmul(means[index], centered, factor)
 
         return aligned, references
-
-    def _standardize(self, x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Give the centered features, their mean and their deviation over the tokens, in float32 or better."""
-        # Sums, since `torch.std` and `torch.var_mean` over this axis are ten times slower on the CPU.
-        promoted = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
-        mean = promoted.mean(dim=-2, keepdim=True)
-        centered = promoted - mean if promoted is x else promoted.sub_(mean)  # a copy of our own is centered in place
-        variance = centered.square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
-        return centered, mean, (variance + self.epsilon).sqrt()
 
 
 class ScaleReferences(fl.Module):

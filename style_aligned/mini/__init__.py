@@ -1,9 +1,9 @@
 """The embedded model: small enough to ship, shaped as SDXL, so that everything runs offline."""
 
-from .autoencoder import MiniAutoencoder
-from .model import Mini, known_concepts, known_styles, load_mini
-from .text_encoder import MiniDoubleTextEncoder, MiniTokenizer
-from .unet import MiniUNet
+from style_aligned.mini.autoencoder import MiniAutoencoder
+from style_aligned.mini.model import Mini, known_concepts, known_styles, load_mini
+from style_aligned.mini.text_encoder import MiniDoubleTextEncoder, MiniTokenizer
+from style_aligned.mini.unet import MiniUNet
 
 __all__ = [
     "Mini",

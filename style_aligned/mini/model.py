@@ -12,9 +12,9 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.model import St
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, device as Device, dtype as DType
 
-from .autoencoder import MiniAutoencoder
-from .text_encoder import MiniDoubleTextEncoder
-from .unet import MiniUNet
+from style_aligned.mini.autoencoder import MiniAutoencoder
+from style_aligned.mini.text_encoder import MiniDoubleTextEncoder
+from style_aligned.mini.unet import MiniUNet
 
 WEIGHTS = Path(__file__).parent / "weights"
 FILES = ("unet.safetensors", "autoencoder.safetensors", "text_encoder.safetensors")
