@@ -193,6 +193,15 @@ def test_an_overflow_is_no_image(model: Mini) -> None:
         next(generate(model, style, PROMPTS))
 
 
+def test_the_reference_goes_through_the_model_once_a_step(model: Mini) -> None:
+    style, rows = make_style(model), list[int]()
+    hook = model.unet.register_forward_hook(lambda unet, arguments, output: rows.append(len(arguments[0])))
+    list(generate(model, style, PROMPTS, batch_size=2, chunk_size=3))
+    hook.remove()
+    first_chunk, second_chunk = [2, 4, 2], [2, 4]  # two halves of: the reference, then targets at most two at a time
+    assert rows == first_chunk * STEPS + second_chunk * STEPS
+
+
 def test_what_is_compared_has_the_styles_solver(model: Mini) -> None:
     style = make_style(model)
     model.solver = Euler(num_inference_steps=30)

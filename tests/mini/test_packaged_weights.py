@@ -9,6 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scripts.mini_training.export import main, save_signed, sign
+from style_aligned import Style, StyleAlignedAdapter, generate
+from style_aligned.checkpoints import time_ids
+from style_aligned.denoising import sample_noise
 from style_aligned.evaluation import name_thing
 from style_aligned.judge import WEIGHTS as JUDGE, load_judge, read_judge_file
 from style_aligned.mini import Mini, known_concepts, known_styles, load_mini
@@ -157,3 +160,25 @@ def test_signing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_exports_are_signed(tmp_path: Path) -> None:
     save_signed(tmp_path / "new" / "a.safetensors", {"a": torch.ones(2)}, {"format": "pt"})
     assert not sign(tmp_path / "new" / "a.safetensors")
+
+
+@torch.no_grad()
+def test_a_set_is_that_of_one_batch_within_a_ten_thousandth(model: Mini) -> None:
+    size, steps, prompts = (128, 128), 8, ["a rocket, neon sign", "a guitar", "scissors, sticker"]
+    options, noise = {"share_group_norm": True}, torch.cat([sample_noise(model, seed, (128, 128)) for seed in range(4)])
+    style = Style.from_prompt(
+        model, "a fox, neon sign", num_inference_steps=steps, condition_scale=2.0, size=size, options=options
+    )
+    samples = list(generate(model, style, prompts, batch_size=2))
+    model.set_inference_steps(steps)
+    text, pooled = model.compute_clip_text_embedding([style.prompt, *prompts], [""] * 4)
+    x = noise
+    with StyleAlignedAdapter(model.unet, share_group_norm=True):
+        for step in model.steps:
+            x = model(
+                x, step=step, clip_text_embedding=text, pooled_text_embedding=pooled, condition_scale=2.0,
+                time_ids=time_ids(size, rows=8),
+            )  # fmt: skip
+    torch.testing.assert_close(style.latents[-1:], x[:1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat([sample.latents for sample in samples]), x[1:], rtol=0, atol=1e-4)
+    assert x.std() > 0.3
