@@ -4,7 +4,6 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
-from weakref import ref
 
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
@@ -27,10 +26,10 @@ from style_aligned.sites import (
     walk,
 )
 
-FIXED = {
+FIXED = (
     "adain_queries", "adain_keys", "adain_values", "share_attention", "full_attention_share", "share_group_norm",
     "only_self_level",
-}  # the options that decide which layers are built  # fmt: skip
+)  # the options that decide which layers are built  # fmt: skip
 
 T = TypeVar("T", bound=fl.Chain)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
@@ -307,10 +306,13 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
                 f" rank {x.ndim} and shape {tuple(x.shape)}"
             )
-        if self._bank is not None:
-            self._check_bank(self._bank, x)
-        else:
-            check_rows(x, self.set_size)
+        match self._mode, self._bank:
+            case "record", ReferenceBank() as bank:
+                bank.latents_shape = x.shape
+            case "replay", ReferenceBank() as bank:
+                bank.check_targets(x)
+            case _:
+                check_rows(x, self.set_size)
         return x
 
     def _check_options(self, **changes: Any) -> None:
@@ -337,18 +339,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                     f"expected full_attention_share without any other way of sharing, got it with {', '.join(names)}"
                     " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
                 )
-
-    def _check_bank(self, bank: ReferenceBank, x: Tensor) -> None:
-        """Remember the shape of references, or check that targets fit it."""
-        if self._mode == "record":
-            bank.latents_shape = x.shape
-        elif bank.latents_shape is None:
-            raise ValueError("expected a bank that has recorded its references, got an empty one")
-        elif x.shape[1:] != bank.latents_shape[1:] or len(x) == 0 or len(x) % bank.latents_shape[0] != 0:
-            raise ValueError(
-                f"got targets of shape {tuple(x.shape)}, expected a multiple of {bank.latents_shape[0]} rows of shape"
-                f" {tuple(bank.latents_shape[1:])}, as the references that were recorded"
-            )
 
     def _find_unets(self) -> list[fl.Chain]:
         return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]
@@ -391,23 +381,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             )
         if self._mode != "batch":
             raise ValueError(f"expected {mode}() outside of {self._mode}(), got it inside")
-        options: dict[str, object] = {
-            "adain_queries": self.adain_queries,
-            "adain_keys": self.adain_keys,
-            "adain_values": self.adain_values,
-            "share_attention": self.share_attention,
-            "share_group_norm": self.share_group_norm,
-            "only_self_level": self.only_self_level,
-        }
+        options = {name: getattr(self, name) for name in FIXED}
         if mode == "record":
-            bank.clear()
-            bank.options = options
-            bank.target = ref(self.target)
-        elif bank.target is not None and bank.target() is not self.target:
-            raise ValueError("expected a bank that was recorded with this target, got one of another")
-        elif bank.options is not None and bank.options != options:
-            differing = ", ".join(name for name in options if bank.options[name] != options[name])
-            raise ValueError(f"expected a bank that was recorded with the same options, got one with other {differing}")
+            bank.start(self.target, options)
+        else:
+            bank.check_recorded(self.target, options)
         try:
             for site in self._sites:
                 site.set_mode(mode)

@@ -1,5 +1,6 @@
 """What the targets need of their references, recorded in one pass and replayed in others."""
 
+from typing import Any
 from weakref import ref
 
 import torch
@@ -32,7 +33,7 @@ class ReferenceBank:
         """
         self.device = None if device is None else Device(device)
         self.latents_shape: Size | None = None
-        self.options: dict[str, object] | None = None
+        self.options: dict[str, Any] | None = None
         self.target: ref[fl.Chain] | None = None
         self._features: dict[str, Tensor] = {}
 
@@ -43,6 +44,51 @@ class ReferenceBank:
     def nbytes(self) -> int:
         """The memory that the features take, in bytes."""
         return sum(features.nbytes for features in self._features.values())
+
+    def start(self, target: fl.Chain, options: dict[str, Any]) -> None:
+        """Forget what was recorded, and remember what is going to record.
+
+        Args:
+            target: The target of the adapter.
+            options: The options of the adapter that decide on what is recorded.
+        """
+        self.clear()
+        self.target = ref(target)
+        self.options = options
+
+    def check_recorded(self, target: fl.Chain, options: dict[str, Any]) -> None:
+        """Check that what was recorded can be replayed.
+
+        Args:
+            target: The target of the adapter.
+            options: The options of the adapter that decide on what is recorded.
+
+        Raises:
+            ValueError: If another target or other options have recorded it. A bank that is empty passes.
+        """
+        if self.target is not None and self.target() is not target:
+            raise ValueError("expected a bank that was recorded with this target, got one of another")
+        if self.options is not None and self.options != options:
+            differing = ", ".join(name for name in options if self.options[name] != options[name])
+            raise ValueError(f"expected a bank that was recorded with the same options, got one with other {differing}")
+
+    def check_targets(self, x: Float[Tensor, "rows channels height width"]) -> None:
+        """Check that targets fit the references that were recorded.
+
+        Args:
+            x: The latents of the targets.
+
+        Raises:
+            ValueError: If they do not, or nothing was recorded.
+        """
+        if self.latents_shape is None:
+            raise ValueError("expected a bank that has recorded its references, got an empty one")
+        rows, *shape = self.latents_shape
+        if list(x.shape[1:]) != shape or len(x) == 0 or len(x) % rows != 0:
+            raise ValueError(
+                f"got targets of shape {tuple(x.shape)}, expected a multiple of {rows} rows of shape {tuple(shape)},"
+                " as the references that were recorded"
+            )
 
     def clear(self) -> None:
         """Forget what was recorded."""
