@@ -54,6 +54,42 @@ def center(x: Float[Tensor, "rows tokens dim"]) -> tuple[Tensor, Tensor, Tensor]
     return centered, mean, centered.square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
 
 
+def normalize_rows(
+    x: Float[Tensor, "rows tokens dim"],
+    mean: Float[Tensor, "1 dim"],
+    deviation: Float[Tensor, "1 dim"],
+    epsilon: float,
+) -> Float[Tensor, "rows tokens dim"]:
+    """Give the features of each row a mean and a deviation.
+
+    Args:
+        x: The features.
+        mean: The mean.
+        deviation: The deviation.
+        epsilon: What is added to the variance of the features.
+    """
+    centered, _, variance = center(x)
+    return torch.addcmul(mean, centered, deviation / (variance + epsilon).sqrt())
+
+
+def normalize_row(
+    x: Float[Tensor, "tokens dim"], mean: Float[Tensor, "1 dim"], deviation: Float[Tensor, "1 dim"], epsilon: float
+) -> Float[Tensor, "tokens dim"]:
+    """Give the features of one row a mean and a deviation, as a batch normalization over its tokens.
+
+    On the CPU that takes one fused pass, and no temporary tensors that outgrow the cache.
+
+    Args:
+        x: The features, of two tokens at least.
+        mean: The mean.
+        deviation: The deviation.
+        epsilon: What is added to the variance of the features.
+    """
+    ratio = (x.shape[0] - 1) / x.shape[0]  # of the biased variance, which it takes, to the unbiased one
+    weight = deviation[0] * ratio**0.5
+    return batch_norm(x, None, None, weight=weight, bias=mean[0], training=True, eps=epsilon * ratio)
+
+
 def _rows_of_each(features: Float[Tensor, "rows tokens dim"], references: Float[Tensor, "groups _ dim"]) -> int:
     """Give the number of rows that follow each reference, itself included where it is among them."""
     rows, groups = features.shape[0], references.shape[0]
@@ -141,27 +177,14 @@ class AdaIn(fl.Module):
             if self.references_included:
                 aligned[start] = references[index]
                 start += 1
+            mean, deviation = means[index], deviations[index]
             if features.is_cpu and features.shape[-2] > 1:
                 for row in range(start, stop):
-                    aligned[row] = self._normalize_row(features[row], means[index, 0], deviations[index, 0])
+                    aligned[row] = normalize_row(features[row], mean, deviation, self.epsilon)
             else:
-                centered, _, variance = center(features[start:stop])
-                factor = deviations[index] / (variance + self.epsilon).sqrt()
-                aligned[start:stop] = torch.addcmul(means[index], centered, factor)
+                aligned[start:stop] = normalize_rows(features[start:stop], mean, deviation, self.epsilon)
 
         return aligned, references
-
-    def _normalize_row(
-        self, x: Float[Tensor, "tokens dim"], mean: Float[Tensor, "dim"], deviation: Float[Tensor, "dim"]
-    ) -> Float[Tensor, "tokens dim"]:
-        """Give the features of one row a mean and a deviation, as a batch normalization over its tokens.
-
-        On the CPU that takes one fused pass, and no temporary tensors that outgrow the cache.
-        """
-        ratio = (x.shape[0] - 1) / x.shape[0]  # of the biased variance, which it takes, to the unbiased one
-        return batch_norm(
-            x, None, None, weight=deviation * ratio**0.5, bias=mean, training=True, eps=self.epsilon * ratio
-        )
 
 
 class ScaleReferences(fl.Module):

@@ -8,7 +8,16 @@ import torch
 from refiners.fluxion import layers as fl
 from torch import Tensor
 
-from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned, group_size
+from style_aligned.layers import (
+    AdaIn,
+    GetReferences,
+    ScaleReferences,
+    ShareReferences,
+    StyleAligned,
+    group_size,
+    normalize_row,
+    normalize_rows,
+)
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedGroupNorm, SharedScaledDotProductAttention
 from tests import oracle
 from tests.chains import features
@@ -97,6 +106,21 @@ def test_half_precision_adain_is_rounding_alone(dtype: torch.dtype) -> None:
     normalized, _ = AdaIn()(x, x[:1])
     expected, _ = AdaIn()(x.double(), x[:1].double())
     assert relative_error(normalized, expected) <= relative_error(expected.to(dtype), expected) * 1.01
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 100])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 3e-3), (torch.float64, 1e-13)]
+)
+def test_both_ways_to_normalize_follow_the_equation(tokens: int, dtype: torch.dtype, tolerance: float) -> None:
+    x = features(3, tokens, 8, dtype=dtype)
+    mean, deviation = torch.randn(2, 1, 8, dtype=torch.promote_types(dtype, torch.float32)).abs()
+    exact = x.double()
+    expected = (exact - exact.mean(1, keepdim=True)) / (exact.var(1, keepdim=True) + 1e-5).sqrt()
+    expected = expected * deviation.double() + mean.double()
+    one_by_one = torch.stack([normalize_row(row, mean, deviation, 1e-5) for row in x])
+    assert relative_error(one_by_one, expected) < tolerance
+    assert relative_error(normalize_rows(x, mean, deviation, 1e-5), expected) < tolerance
 
 
 @pytest.mark.parametrize("layer", [AdaIn(), ShareReferences()], ids=str)
