@@ -2,21 +2,26 @@
 
     python scripts/benchmark.py [--latents 64] [--images 4] [--rounds 3] [--device cpu]
 
-In each round every contestant does one step with classifier-free guidance, one after the other:
+The contestants differ in self-attentions alone. So in each step with classifier-free guidance, every self-attention is
+run by all of them, one after the other on the same input and in turns, and everything else once for all. That way what
+disturbs a machine for some seconds disturbs all of them:
 - plain: the U-Net without any adapter;
 - bound: plain, and the attention of the targets to the reference's tokens, with nothing done to prepare them;
 - ours: `StyleAlignedAdapter` of this package;
 - built-in: `StyleAlignedAdapter` of Refiners;
-- targets' bound: the bound for the targets alone, without their reference;
-- replay: ours for the targets alone, their reference recorded before.
-Printed are medians, and medians of the ratios of the same round: to plain, and of replay to the targets' bound.
+and for the targets alone, in a step without their reference:
+- targets' bound: the bound;
+- replay: ours, their reference recorded before.
+Printed are the medians over rounds of the time of a step (everything else, and the contestant's self-attentions), and
+of the ratios of the same round.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, cast
 
 import torch
 from refiners.fluxion import layers as fl
@@ -27,6 +32,10 @@ from torch import Tensor
 from style_aligned import ReferenceBank, StyleAlignedAdapter
 
 BOUND_OF_REPLAY = "targets' bound"
+ALL = "all contestants"
+
+Contestant = Callable[[fl.Chain, Tensor], AbstractContextManager[object]]
+"""Makes a chain that holds a self-attention its own for as long as the context lasts, given the input."""
 
 
 class BoundAttention(fl.ScaledDotProductAttention):
@@ -91,6 +100,44 @@ def step(unet: SDXLUNet, rows: int, latents: int) -> float:
     return time.perf_counter() - start
 
 
+class Race(fl.Module):
+    """Takes the place of a self-attention, which all contestants run in turns."""
+
+    chain: fl.Chain  # holds the self-attention
+
+    contestants: ClassVar[dict[str, Contestant]] = {}
+    seconds: ClassVar[dict[str, float]] = {}
+    turn: ClassVar[int] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        began = now(x)
+        names = list(self.contestants)
+        first = Race.turn % len(names)
+        Race.turn += 1
+        y = x
+        for name in (*names[first:], *names[:first]):
+            with self.contestants[name](self.chain, x):
+                start = now(x)
+                y = self.chain(x)
+                self.seconds[name] += now(x) - start
+        self.seconds[ALL] += now(x) - began
+        return y
+
+
+def now(x: Tensor) -> float:
+    """Give the time at which everything that was started is done."""
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def race(unet: SDXLUNet, contestants: dict[str, Contestant], *, rows: int, latents: int) -> dict[str, float]:
+    """Do one step, and give the seconds that it takes each contestant."""
+    Race.contestants, Race.seconds = contestants, dict.fromkeys((*contestants, ALL), 0.0)
+    everything_else = step(unet, rows, latents) - Race.seconds[ALL]
+    return {name: everything_else + Race.seconds[name] for name in contestants}
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what alignment costs on the full-size U-Net of SDXL.")
@@ -101,73 +148,66 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     unet = random_unet(options.device, torch.bfloat16)
-    rows = 2 * options.images
-    bank = ReferenceBank()
+    for self_attention, parent in list(unet.walk(fl.SelfAttention)):
+        site = Race()
+        parent.replace(self_attention, site)
+        site.chain = fl.Chain(self_attention)
 
-    def plain() -> float:
-        return step(unet, rows, options.latents)
+    def bound(references: int) -> Contestant:
+        @contextmanager
+        def contest(chain: fl.Chain, x: Tensor) -> Generator[None, None, None]:
+            parent = chain.ensure_find(fl.SelfAttention)
+            attention = parent.layer("ScaledDotProductAttention", fl.ScaledDotProductAttention)
+            replacement = BoundAttention(attention, len(x) // 2, references)
+            parent.replace(attention, replacement)
+            yield
+            parent.replace(replacement, attention)
 
-    def bound_of(rows: int, references: int) -> float:
-        sites = [(parent, layer) for layer, parent in unet.walk(fl.ScaledDotProductAttention)]
-        edits = [
-            (parent, layer, BoundAttention(layer, rows // 2, references))
-            for parent, layer in sites
-            if isinstance(parent, fl.SelfAttention)
-        ]
-        for parent, old_layer, new_layer in edits:
-            parent.replace(old_layer, new_layer)
-        seconds = step(unet, rows, options.latents)
-        for parent, old_layer, new_layer in edits:
-            parent.replace(new_layer, old_layer)
-        return seconds
+        return contest
 
-    def bound() -> float:
-        return bound_of(rows, references=1)
+    def ours(chain: fl.Chain, x: Tensor) -> AbstractContextManager[object]:
+        return StyleAlignedAdapter(chain, set_size=options.images)
 
-    def targets_bound() -> float:
-        return bound_of(rows - 2, references=0)
-
-    def ours() -> float:
-        with StyleAlignedAdapter(unet):
-            return step(unet, rows, options.latents)
-
-    def builtin() -> float:
-        adapter = RefinersStyleAlignedAdapter(unet).inject()
-        seconds = step(unet, rows, options.latents)
+    @contextmanager
+    def builtin(chain: fl.Chain, x: Tensor) -> Generator[None, None, None]:
+        adapter = RefinersStyleAlignedAdapter(cast(Any, chain)).inject()
+        yield
         adapter.eject()
-        return seconds
 
-    def replay() -> float:
-        with StyleAlignedAdapter(unet) as adapter:
-            if bank.latents_shape is None:
-                with adapter.record(bank):
-                    step(unet, 2, options.latents)
+    @contextmanager
+    def replay(chain: fl.Chain, x: Tensor) -> Generator[None, None, None]:
+        bank = ReferenceBank()
+        with StyleAlignedAdapter(chain, set_size=options.images) as adapter:
+            with adapter.record(bank):
+                chain(x[:2])
             with adapter.replay(bank):
-                return step(unet, rows - 2, options.latents)
+                yield
 
-    contestants: dict[str, Callable[[], float]] = {
-        "plain": plain, "bound": bound, "ours": ours, "built-in": builtin, BOUND_OF_REPLAY: targets_bound,
-        "replay": replay,
+    of_sets: dict[str, Contestant] = {
+        "plain": lambda chain, x: nullcontext(), "bound": bound(1), "ours": ours, "built-in": builtin,
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for contestant in (bound, targets_bound, replay):  # what they need is made once, not measured
-        contestant()
-    for _ in range(options.rounds):
-        for name, contestant in contestants.items():
-            seconds[name].append(contestant())
+    of_targets: dict[str, Contestant] = {BOUND_OF_REPLAY: bound(0), "replay": replay}
+    rows = 2 * options.images
+    seconds: dict[str, list[float]] = {name: [] for name in (*of_sets, *of_targets)}
+    for number in range(-1, options.rounds):  # the first one warms up
+        for contestants, own_rows in ((of_sets, rows), (of_targets, rows - 2)):
+            for name, duration in race(unet, contestants, rows=own_rows, latents=options.latents).items():
+                if number >= 0:
+                    seconds[name].append(duration)
 
-    def ratio(name: str, other: str) -> float:
-        return statistics.median(one / two for one, two in zip(seconds[name], seconds[other], strict=True))
+    def ratio(name: str, other: str) -> str:
+        ratios = [one / two for one, two in zip(seconds[name], seconds[other], strict=True)]
+        return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
     size = f"{options.images} images, {options.latents}x{options.latents} latents, bfloat16"
-    print(f"{size}, {options.device}, torch {torch.__version__}, medians of {options.rounds} rounds")
+    print(f"{size}, {options.device}, torch {torch.__version__}, medians of {options.rounds} rounds (and their range)")
     print("| | rows | seconds a step | ratio to plain |\n|---|---|---|---|")
     for name, durations in seconds.items():
-        is_alone = name in (BOUND_OF_REPLAY, "replay")
-        relative = "" if is_alone else f"{ratio(name, 'plain'):.3f}"
-        print(f"| {name} | {rows - 2 * is_alone} | {statistics.median(durations):.2f} | {relative} |")
-    print(f"ours / bound: {ratio('ours', 'bound'):.3f}")
-    print(f"replay / its bound: {ratio('replay', BOUND_OF_REPLAY):.3f}")
+        relative = ratio(name, "plain") if name in of_sets else ""
+        own_rows = rows if name in of_sets else rows - 2
+        print(f"| {name} | {own_rows} | {statistics.median(durations):.2f} | {relative} |")
+    print(f"ours / bound: {ratio('ours', 'bound')}")
+    print(f"replay / its bound: {ratio('replay', BOUND_OF_REPLAY)}")
 
 
 if __name__ == "__main__":
