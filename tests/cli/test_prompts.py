@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from style_aligned import sampling
-from style_aligned.cli import inputs
+from style_aligned.cli import drawing, inputs
 from style_aligned.files import read_texts
 from style_aligned.mini import Mini
+from style_aligned.sampling import Sample
 from tests.cli.conftest import FOX, Run, assert_error, read_image
 
 
@@ -78,9 +78,9 @@ def test_ten_thousand_prompts(run: Run, random_mini: Mini, tmp_path: Path, monke
 
     def generate(model: Any, style: Any, prompts: list[str], seeds: list[int], **_: Any) -> Any:
         for prompt, seed in zip(prompts, seeds, strict=True):
-            yield sampling.Sample(prompt, seed, torch.zeros(1, 4, 8, 8), image)
+            yield Sample(prompt, seed, torch.zeros(1, 4, 8, 8), image)
 
-    monkeypatch.setattr(sampling, "generate", generate)
+    monkeypatch.setattr(drawing, "generate", generate)
     out = tmp_path / "out"
     code, output, _ = run("generate", *FOX, "--prompts", file, "--output", out)
     assert code == 0
