@@ -65,7 +65,7 @@ def test_the_full_size_unet(unet: SDXLUNet, x: Tensor) -> None:
     bank = ReferenceBank()
     with adapter.record(bank):
         run(unet, x, [0, 3])
-    assert len(bank) == 3 * 70
+    assert len(bank) == 4 * 70, "keys, values and the moments of queries and keys at each self-attention"
     for target in (1, 2):
         with adapter.replay(bank):
             replayed = run(unet, x, [target, target + 3])
