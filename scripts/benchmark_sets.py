@@ -1,11 +1,11 @@
 """Measure what large sets cost, with the reference recorded once a step and with it in every batch.
 
-    python scripts/benchmark_sets.py [--rounds 3]           time, on the embedded model, from prompts to images
+    python scripts/benchmark_sets.py [--rounds 5]           time, on the embedded model, from prompts to images
     python scripts/benchmark_sets.py --full-size            time, on the full-size U-Net of SDXL with random weights
     python scripts/benchmark_sets.py --memory               peak memory of one batch, 33 and 330 images
 
 Batches hold 4 images. Where the reference is in every batch, they hold it and 3 targets, as in Refiners' own loop.
-Printed are medians, and medians of the ratios of the same round.
+Printed are medians, and medians of the ratios of the same round, with their range.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark import random_unet, step as unet_step
 
-from style_aligned import ReferenceBank, Style, StyleAlignedAdapter, generate
+from style_aligned import Reference, ReferenceBank, Style, StyleAlignedAdapter, generate
 from style_aligned.checkpoints import load_model
 from style_aligned.denoising import Model, embed, predict_noise, sample_noise, stack
 
@@ -30,85 +31,113 @@ BATCH_SIZE = 4
 TARGETS = 32  # and their reference
 PROMPT, REFERENCE = "a rocket, neon sign", "a fox, neon sign"
 
-
-def chunks(count: int, size: int) -> Iterator[int]:
-    """Give the sizes of the batches that make up so many images."""
-    for start in range(0, count, size):
-        yield min(size, count - start)
+OnStep = Callable[[int], None]
 
 
-def record_once(model: Model, steps: int) -> None:
-    style = Style.from_prompt(model, REFERENCE, num_inference_steps=steps)
-    for _ in generate(model, style, [PROMPT] * TARGETS, batch_size=BATCH_SIZE):
+def batches_of(size: int) -> list[int]:
+    """Give the numbers of targets in the batches that make up a set."""
+    return [min(size, TARGETS - start) for start in range(0, TARGETS, size)]
+
+
+def record_once(model: Model, steps: int, on_step: OnStep) -> None:
+    reference = Reference.from_prompt(model, REFERENCE, num_inference_steps=steps)
+    for _ in generate(model, reference, [PROMPT] * TARGETS, batch_size=BATCH_SIZE, on_step=on_step):
         pass
+    model.lda.latents_to_image(reference.passed[-1])
 
 
-def in_every_batch(model: Model, steps: int) -> None:
+def in_every_batch(model: Model, steps: int) -> Iterator[int]:
     seed = 1
     with StyleAlignedAdapter(model.unet):
-        for targets in chunks(TARGETS, BATCH_SIZE - 1):
+        for targets in batches_of(BATCH_SIZE - 1):
             text = stack([embed(model, prompt) for prompt in (REFERENCE, *[PROMPT] * targets)])
             solver = model.solver.rebuild(num_inference_steps=steps, first_inference_step=0)
             x = torch.cat([sample_noise(model, index, (256, 256)) for index in (0, *range(seed, seed + targets))])
             for step in solver.inference_steps:
                 x = solver(x, predict_noise(model, solver, x, step, text=text, condition_scale=5.0), step=step)
+                yield len(x)
             for index in range(1 if seed > 1 else 0, len(x)):  # the reference's image is needed once
                 model.lda.latents_to_image(x[index : index + 1])
             seed += targets
 
 
-def compare(ours: Callable[[], None], theirs: Callable[[], None], *, rounds: int, warm_up: bool, title: str) -> None:
-    """Run both, one after the other, and print how long they take."""
-    seconds: dict[str, list[float]] = {"recorded once a step": [], "in every batch": []}
-    for index in range(rounds + warm_up):
-        for name, contestant in zip(seconds, (ours, theirs), strict=True):
-            start = time.perf_counter()
-            contestant()
-            if index >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    once, every = seconds.values()
-    ratios = [b / a for a, b in zip(once, every, strict=True)]
-    print(f"{title}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {rounds}")
+def race(ours: Callable[[OnStep], None], theirs: Iterator[int], steps: int) -> tuple[float, float]:
+    """Run both, in turns of a batch: what slows the machine down for some seconds slows both of them down.
+
+    Args:
+        ours: Runs ours, and calls what it is given after each batch with the number of images in it.
+        theirs: Runs theirs, and gives the number of images after each batch.
+        steps: The number of steps.
+
+    Returns:
+        The seconds that they take.
+    """
+    total, their_total = steps * (TARGETS + 1), steps * (TARGETS + len(batches_of(BATCH_SIZE - 1)))
+    done, their_done, their_seconds = 0, 0, 0.0
+
+    def take_turns(images: int) -> None:
+        nonlocal done, their_done, their_seconds
+        done += images
+        start = time.perf_counter()
+        while their_done / their_total < done / total:
+            their_done += next(theirs)
+        their_seconds += time.perf_counter() - start
+
+    start = time.perf_counter()
+    ours(take_turns)
+    our_seconds = time.perf_counter() - start - their_seconds
+    start = time.perf_counter()
+    assert list(theirs) == [], "they have as many batches as was thought, and are at the images of the last one"
+    return our_seconds, their_seconds + time.perf_counter() - start
+
+
+def print_table(seconds: list[tuple[float, float]], title: str) -> None:
+    """Print the medians, and the median of the ratios and their range."""
+    ratios = [every / once for once, every in seconds]
+    once, every = (statistics.median(column) for column in zip(*seconds, strict=True))
+    print(f"{title}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {len(seconds)}")
     print("| the reference | seconds | times as long |\n|---|---|---|")
-    print(f"| recorded once a step | {statistics.median(once):.1f} | 1 |")
-    print(f"| in every batch | {statistics.median(every):.1f} | {statistics.median(ratios):.2f} |", flush=True)
+    print(f"| recorded once a step | {once:.1f} | 1 |")
+    spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+    print(f"| in every batch | {every:.1f} | {statistics.median(ratios):.2f}{spread} |", flush=True)
 
 
 @torch.no_grad()
 def compare_mini(rounds: int, steps: int = 15) -> None:
-    model = load_model("mini")
-    compare(
-        lambda: record_once(model, steps),
-        lambda: in_every_batch(model, steps),
-        rounds=rounds,
-        warm_up=True,
-        title=f"embedded model, {TARGETS + 1} images, batches of {BATCH_SIZE}, {steps} steps",
-    )
+    model, their_model = load_model("mini"), load_model("mini")
+    seconds = [
+        race(partial(record_once, model, steps), in_every_batch(their_model, steps), steps) for _ in range(1 + rounds)
+    ]
+    title = f"embedded model, {TARGETS + 1} images, batches of {BATCH_SIZE}, {steps} steps"
+    print_table(seconds[1:], title)  # the first round warms up
 
 
 @torch.no_grad()
-def compare_full_size(steps: int, latents: int) -> None:
+def compare_full_size(rounds: int, steps: int, latents: int) -> None:
     unet = random_unet("cpu", torch.bfloat16)
-    bank = ReferenceBank()
+    adapter, bank = StyleAlignedAdapter(unet), ReferenceBank()
 
-    def once() -> None:
-        with StyleAlignedAdapter(unet) as adapter:
-            for _ in range(steps):
-                with adapter.record(bank):
-                    unet_step(unet, 2, latents)
+    def once(on_step: OnStep) -> None:
+        for _ in range(steps):
+            with adapter.record(bank):
+                unet_step(unet, 2, latents)
+            on_step(1)
+            for targets in batches_of(BATCH_SIZE):
                 with adapter.replay(bank):
-                    for targets in chunks(TARGETS, BATCH_SIZE):
-                        unet_step(unet, 2 * targets, latents)
+                    unet_step(unet, 2 * targets, latents)
+                on_step(targets)
 
-    def every() -> None:
-        with StyleAlignedAdapter(unet):
+    def every() -> Iterator[int]:
+        for targets in batches_of(BATCH_SIZE - 1):
             for _ in range(steps):
-                for targets in chunks(TARGETS, BATCH_SIZE - 1):
-                    unet_step(unet, 2 * (targets + 1), latents)
+                unet_step(unet, 2 * (targets + 1), latents)
+                yield targets + 1
 
     unet_step(unet, 2 * BATCH_SIZE, latents)  # warms up
+    with adapter:
+        seconds = [race(once, every(), steps) for _ in range(rounds)]
     title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, {steps} steps"
-    compare(once, every, rounds=1, warm_up=False, title=title)
+    print_table(seconds, title)
 
 
 def measure_memory(images: int, steps: int = 3) -> None:
@@ -140,8 +169,8 @@ def compare_memory(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what large sets cost.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--full-size", action="store_true", help="use the U-Net of SDXL, once")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--full-size", action="store_true", help="use the U-Net of SDXL")
     parser.add_argument("--steps", type=int, default=2, help="steps of the full-size U-Net")
     parser.add_argument("--latents", type=int, default=32, help="height and width of its latents")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
@@ -153,7 +182,7 @@ def main() -> None:
     elif options.memory:
         compare_memory(options.rounds)
     elif options.full_size:
-        compare_full_size(options.steps, options.latents)
+        compare_full_size(options.rounds, options.steps, options.latents)
     else:
         compare_mini(options.rounds)
 

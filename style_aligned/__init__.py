@@ -7,12 +7,15 @@ if TYPE_CHECKING:
     from style_aligned.adapter import StyleAlignedAdapter
     from style_aligned.bank import ReferenceBank
     from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
+    from style_aligned.reference import Reference
     from style_aligned.sampling import Sample, generate, generate_unaligned
-    from style_aligned.style import Style, StyleError
+    from style_aligned.style import Style
+    from style_aligned.style_file import StyleError
 
 __all__ = [
     "AdaIn",
     "GetReferences",
+    "Reference",
     "ReferenceBank",
     "Sample",
     "ScaleReferences",
@@ -28,6 +31,7 @@ __all__ = [
 _MODULES = {
     "AdaIn": "layers",
     "GetReferences": "layers",
+    "Reference": "reference",
     "ReferenceBank": "bank",
     "Sample": "sampling",
     "ScaleReferences": "layers",
@@ -35,7 +39,7 @@ _MODULES = {
     "Style": "style",
     "StyleAligned": "layers",
     "StyleAlignedAdapter": "adapter",
-    "StyleError": "style",
+    "StyleError": "style_file",
     "generate": "sampling",
     "generate_unaligned": "sampling",
 }

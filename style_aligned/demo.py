@@ -1,14 +1,16 @@
 """The demonstration: several styles in one picture, unaligned beside aligned, from the same prompts and noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
 from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
 from style_aligned.denoising import Model
 from style_aligned.metrics import set_palette_distance
-from style_aligned.sampling import generate, generate_unaligned
+from style_aligned.reference import Reference
+from style_aligned.sampling import Sample, generate, generate_unaligned
 from style_aligned.sheets import Cell, Layout, Strip, contact_sheet
 from style_aligned.style import Style
 
@@ -72,7 +74,7 @@ def draw_demo(
     lines: list[list[Strip]] = []
     for row in rows:
         prompts = [f"{thing}, {row.style}" for thing in row.things]
-        style = Style.from_prompt(
+        reference = Reference.from_prompt(
             model,
             prompts[0],
             seed=seed + row.seed,
@@ -80,14 +82,16 @@ def draw_demo(
             condition_scale=guidance,
             options=EMBEDDED_OPTIONS,
         )
-        reference = style.image(model)
-        _report(on_step, on_image, steps)
+        arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
+        aligned = _collect(generate(model, reference, prompts[1:], **arguments), on_image)
+        style = Style.from_reference(model, reference, on_step=on_step)  # its steps were done along with theirs
+        first = style.image(model)
+        if on_image is not None:
+            on_image()
+        unaligned = _collect(generate_unaligned(model, style, prompts[1:], **arguments), on_image)
         strips: list[Strip] = []
-        for name, draw in (("unaligned", generate_unaligned), ("aligned", generate)):
-            images = [reference]
-            for sample in draw(model, style, prompts[1:], batch_size=BATCH_SIZE, on_step=on_step):
-                images.append(sample.image)
-                _report(None, on_image, 0)
+        for name, targets in (("unaligned", unaligned), ("aligned", aligned)):
+            images = [first, *targets]
             cells = [
                 Cell(image, thing.split(" ", maxsplit=1)[-1], is_reference=index == 0)
                 for index, (image, thing) in enumerate(zip(images, row.things, strict=True))
@@ -104,8 +108,10 @@ def draw_demo(
     )
 
 
-def _report(on_step: Callable[[int], None] | None, on_image: Callable[[], None] | None, steps: int) -> None:
-    if on_step is not None:
-        on_step(steps)
-    if on_image is not None:
-        on_image()
+def _collect(samples: Iterable[Sample], on_image: Callable[[], None] | None) -> list[Image.Image]:
+    images: list[Image.Image] = []
+    for sample in samples:
+        images.append(sample.image)
+        if on_image is not None:
+            on_image()
+    return images

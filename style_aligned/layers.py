@@ -11,6 +11,9 @@ from refiners.fluxion import layers as fl
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
+SMALL = 1 << 15
+"""Elements of a row up to which PyTorch's threads cost more than they save on the CPU."""
+
 
 def group_size(rows: int, set_size: int | None) -> int:
     """Give the number of consecutive rows that make one group.
@@ -77,7 +80,8 @@ def normalize_row(
 ) -> Float[Tensor, "tokens dim"]:
     """Give the features of one row a mean and a deviation, as a batch normalization over its tokens.
 
-    On the CPU that takes one fused pass, and no temporary tensors that outgrow the cache.
+    On the CPU that takes one fused pass, and no temporary tensors that outgrow the cache. For small features it takes
+    longer than the sums do, since it wakes all threads for each row.
 
     Args:
         x: The features, of two tokens at least.
@@ -178,7 +182,7 @@ class AdaIn(fl.Module):
                 aligned[start] = references[index]
                 start += 1
             mean, deviation = means[index], deviations[index]
-            if features.is_cpu and features.shape[-2] > 1:
+            if features.is_cpu and features.shape[-2] > 1 and features[0].numel() > SMALL:
                 for row in range(start, stop):
                     aligned[row] = normalize_row(features[row], mean, deviation, self.epsilon)
             else:

@@ -21,7 +21,9 @@ from style_aligned.denoising import (
     sample_noise,
     stack,
 )
-from style_aligned.style import Style, StyleError, check_latents, check_model
+from style_aligned.reference import BaseReference, Reference, check_latents, check_model
+from style_aligned.style import Style
+from style_aligned.style_file import StyleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Sample:
 
 def generate(
     model: Model,
-    style: Style,
+    style: Style | Reference,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
@@ -62,7 +64,8 @@ def generate(
 
     Args:
         model: The model.
-        style: The style.
+        style: The style, or a reference on its way to be one, whose steps are done along with those of the images. They
+            come out the same.
         prompts: The prompts.
         seeds: The seed of each image. None counts on from the seed of the reference.
         noise: The noise of each image, in place of what the seeds give.
@@ -85,12 +88,12 @@ def generate(
     style.check(model, force=force)
     prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
     bank_device = None if bank_device is None else torch.empty(0, device=bank_device).device  # fails now, if it does
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, aligned=True)
+    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, reference=style)
 
 
 def generate_unaligned(
     model: Model,
-    style: Style,
+    style: BaseReference,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
@@ -104,7 +107,7 @@ def generate_unaligned(
 
     Args:
         model: The model.
-        style: The style, for its settings.
+        style: The style or reference, for its settings.
         prompts: The prompts.
         seeds: The seed of each image. None counts on from the seed of the reference.
         noise: The noise of each image, in place of what the seeds give.
@@ -121,12 +124,12 @@ def generate_unaligned(
     """
     style.check(model, force=force)
     prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step, aligned=False)
+    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step)
 
 
 def _check(
     model: Model,
-    style: Style,
+    style: BaseReference,
     prompts: Sequence[str],
     seeds: Sequence[int] | None,
     noise: Tensor | None,
@@ -177,7 +180,7 @@ def _check_text(text: TextEmbedding, own: TextEmbedding) -> None:
 
 def _generate(
     model: Model,
-    style: Style,
+    style: BaseReference,
     prompts: Sequence[str],
     seeds: Sequence[int],
     noise: Tensor | None,
@@ -185,7 +188,7 @@ def _generate(
     chunk_size: int,
     bank_device: Device | str | None,
     on_step: Callable[[int], None] | None,
-    aligned: bool,
+    reference: Style | Reference | None = None,
 ) -> Iterator[Sample]:
     for start in range(0, len(prompts), chunk_size):
         chunk = range(start, min(start + chunk_size, len(prompts)))
@@ -202,14 +205,14 @@ def _generate(
             for index in chunk
         ]
         texts = [embed(model, prompts[index], style.negative_prompt) for index in chunk]
-        if aligned:
+        if reference is not None:
             _check_text(style.text, texts[0])
             # the model is as it was whenever an image is handed out
             with StyleAlignedAdapter(model.unet, **style.options) as adapter:
                 bank = ReferenceBank(device=bank_device)
                 for step in solver.inference_steps:
                     with torch.no_grad(), adapter.record(bank):
-                        _predict_reference(model, style, solver, step)
+                        _pass_reference(model, reference, solver, step, on_step)
                     with torch.no_grad(), adapter.replay(bank):
                         _advance(model, style, trajectories, texts, step, batch_size, on_step)
         else:
@@ -223,16 +226,26 @@ def _generate(
             yield Sample(prompt=prompts[index], seed=seeds[index], latents=trajectory.latents, image=image)
 
 
-def _predict_reference(model: Model, style: Style, solver: Solver, step: int) -> None:
-    """Have the reference go through the U-Net, as it is at a step."""
-    text = TextEmbedding(*(tensor.to(device=model.device, dtype=model.dtype) for tensor in style.text.tensors.values()))
-    latents = style.latents[step : step + 1].to(device=model.device, dtype=model.dtype)
-    predict_noise(model, solver, latents, step, text=text, condition_scale=style.condition_scale)
+def _pass_reference(
+    model: Model,
+    reference: Style | Reference,
+    solver: Solver,
+    step: int,
+    on_step: Callable[[int], None] | None,
+) -> None:
+    """Have the reference go through the U-Net, as it is at a step, and do that step if it has not done it yet."""
+    if isinstance(reference, Style):
+        reference.predict_noise(model, solver, reference.latents[step : step + 1], step)
+        return
+    is_new = step == reference.steps_done
+    reference.advance(model, step)
+    if is_new and on_step is not None:
+        on_step(1)
 
 
 def _advance(
     model: Model,
-    style: Style,
+    style: BaseReference,
     trajectories: Sequence[Trajectory],
     texts: Sequence[TextEmbedding],
     step: int,

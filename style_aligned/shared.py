@@ -196,6 +196,8 @@ class SharedGroupNorm(fl.Chain):
         moments: Tensor = torch.cat((variance, mean), dim=-1)  # (rows, num_groups, 2)
         references: Tensor = get_references(moments)  # (groups, num_groups, 2)
         set_size = len(x) // len(references)
+        if self.references_included and set_size == 1:
+            return group_norm(x)
         reference_variance, reference_mean = references.repeat_interleave(set_size, dim=0).chunk(2, dim=-1)
 
         # the two images have as many pixels each: their common variance is the mean of theirs, and of their distance

@@ -1,69 +1,36 @@
 """A style: the reference image of a set, as the trajectory that leads to it, in a file of its own."""
 
-import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
-from refiners.fluxion import layers as fl
-from refiners.foundationals.latent_diffusion import StableDiffusion_XL
 from torch import Tensor
 
-from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.defaults import GUIDANCE, STEPS
-from style_aligned.denoising import (
-    Model,
-    TextEmbedding,
-    Trajectory,
-    describe_solver,
-    embed,
-    make_solver,
-    predict_noise,
-    sample_noise,
-)
-from style_aligned.style_file import PREVIEW, StyleError, check_settings, read_style_file, write_style_file
+from style_aligned.denoising import Model, TextEmbedding
+from style_aligned.reference import BaseReference, Reference
+from style_aligned.style_file import PREVIEW, read_style_file, write_style_file
 
-CHECKED = ("class", "classifier_free_guidance", "precision", "fingerprint")  # of a model, what explains most first
-SAMPLES = 64  # of each parameter, for the fingerprint of a model
+SETTINGS = tuple(field.name for field in fields(BaseReference) if field.name != "text")
 
 
 @dataclass(frozen=True, eq=False)
-class Style:
+class Style(BaseReference):
     """The reference of a set: its latents at every step, its text embedding, and how they came about.
 
     Attributes:
-        prompt: The prompt of the reference.
-        negative_prompt: The prompt to guide away from, for the targets too.
-        seed: The seed of its noise.
-        num_inference_steps: The number of steps.
-        condition_scale: The strength of the classifier-free guidance, for the targets too.
-        size: The height and width of the images, in pixels.
-        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
-        solver: The name and parameters of the solver.
-        model: The class, precision and fingerprint of the model, and whether it has classifier-free guidance.
         latents: The latents before each step, and after the last one.
-        text: The text embedding of the reference.
         preview: The reference in small.
     """
 
-    prompt: str
-    negative_prompt: str
-    seed: int
-    num_inference_steps: int
-    condition_scale: float
-    size: tuple[int, int]
-    options: dict[str, Any]
-    solver: dict[str, Any]
-    model: dict[str, Any]
     latents: Float[Tensor, "steps 4 height width"] = field(repr=False)
-    text: TextEmbedding = field(repr=False)
     preview: Image.Image = field(repr=False)
 
     @classmethod
-    @torch.no_grad()
     def from_prompt(
         cls,
         model: Model,
@@ -95,47 +62,40 @@ class Style:
                 the solver not one that can do these steps, if the model has self-attention guidance or is adapted
                 already, or if the latents overflow.
         """
-        size = default_size(model) if size is None else size
-        options = dict(options or {})
-        settings: dict[str, Any] = {
-            "prompt": prompt,
-            "negative_prompt": negative_prompt,
-            "seed": seed,
-            "num_inference_steps": num_inference_steps,
-            "condition_scale": condition_scale,
-            "size": size,
-            "options": options,
-        }
-        check_settings(settings)
-        check_model(model, options)
-        noise = sample_noise(model, seed, size) if noise is None else noise
-        if noise.shape != (1, 4, size[0] // 8, size[1] // 8):
-            raise ValueError(f"expected noise of shape {(1, 4, size[0] // 8, size[1] // 8)}, got {tuple(noise.shape)}")
-        if not noise.isfinite().all():
-            raise ValueError("expected noise to be finite, got NaN or infinity")
-
-        solver = make_solver(model, num_inference_steps)
-        text = embed(model, prompt, negative_prompt)
-        trajectory = Trajectory(model, solver, seed=seed, noise=noise.to(device=model.device, dtype=model.dtype))
-        latents = [trajectory.latents]
-        for step in solver.inference_steps:
-            predicted_noise = predict_noise(
-                model, solver, trajectory.latents, step, text=text, condition_scale=condition_scale
-            )
-            trajectory.advance(predicted_noise, step)
-            latents.append(trajectory.latents)
-
-        check_latents(trajectory.latents, prompt)
-        preview = model.lda.latents_to_image(trajectory.latents)
-        preview.thumbnail((PREVIEW, PREVIEW))
-        return cls(
-            **settings,
-            solver=describe_solver(solver),
-            model=describe_model(model),
-            latents=torch.cat(latents),
-            text=text,
-            preview=preview,
+        reference = Reference.from_prompt(
+            model,
+            prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            noise=noise,
+            num_inference_steps=num_inference_steps,
+            condition_scale=condition_scale,
+            size=size,
+            options=options,
         )
+        return cls.from_reference(model, reference)
+
+    @classmethod
+    def from_reference(
+        cls, model: Model, reference: Reference, *, on_step: Callable[[int], None] | None = None
+    ) -> "Style":
+        """Make a style from a reference, whose steps are done as far as they are not done yet.
+
+        Args:
+            model: The model that the reference was started with.
+            reference: The reference.
+            on_step: Called after each step, with the number of images that have done one, which is 1.
+
+        Raises:
+            StyleError: If the reference was started with another model, or another solver.
+            ValueError: If the latents overflow.
+        """
+        reference.finish(model, on_step=on_step)
+        with torch.no_grad():
+            preview = model.lda.latents_to_image(reference.passed[-1])
+        preview.thumbnail((PREVIEW, PREVIEW))
+        settings = {name: getattr(reference, name) for name in SETTINGS}
+        return cls(**settings, text=reference.text, latents=torch.cat(reference.passed), preview=preview)
 
     def image(self, model: Model) -> Image.Image:
         """Decode the reference.
@@ -146,53 +106,15 @@ class Style:
         with torch.no_grad():
             return model.lda.latents_to_image(self.latents[-1:].to(device=model.device, dtype=model.dtype))
 
-    def check(self, model: Model, force: bool = False) -> None:
-        """Check that the style fits a model.
-
-        Args:
-            model: The model, with its solver.
-            force: Whether to let other weights of the same kind of model, or another precision, pass.
-
-        Raises:
-            StyleError: If it does not, with the reason.
-            ValueError: If the model has self-attention guidance, or is adapted already.
-        """
-        check_model(model, {})
-        own, given = self.model, describe_model(model)
-        for name in CHECKED[:2] if force else CHECKED:
-            if given[name] != own[name]:
-                raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
-        given_solver = describe_solver(model.solver)
-        if given_solver != self.solver:
-            name = next(
-                name for name in {**self.solver, **given_solver} if given_solver.get(name) != self.solver.get(name)
-            )
-            raise StyleError(
-                f"expected a solver with {name}={self.solver.get(name)}, as the style's, got {given_solver.get(name)}"
-            )
-        try:
-            StyleAlignedAdapter(model.unet, **self.options)
-        except ValueError as error:
-            raise StyleError(f"the style does not fit the model: {error}") from None
-
     def save(self, path: str | Path) -> None:
         """Write the style to a safetensors file: the same bytes for the same style.
 
         Args:
             path: The path of the file. What is there is replaced once the new file is complete.
         """
-        settings = {
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "seed": self.seed,
-            "num_inference_steps": self.num_inference_steps,
-            "condition_scale": self.condition_scale,
-            "size": list(self.size),
-            "options": self.options,
-            "solver": self.solver,
-            "model": self.model,
-        }
-        write_style_file(Path(path), settings, {"latents": self.latents, **self.text.tensors}, self.preview)
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        tensors = {"latents": self.latents, **self.text.tensors}
+        write_style_file(Path(path), {**settings, "size": list(self.size)}, tensors, self.preview)
 
     @classmethod
     def load(cls, path: str | Path) -> "Style":
@@ -210,66 +132,3 @@ class Style:
         settings, tensors, preview = read_style_file(Path(path))
         latents = tensors.pop("latents")
         return cls(**settings, latents=latents, text=TextEmbedding(**tensors), preview=preview)
-
-
-def default_size(model: Model) -> tuple[int, int]:
-    """Give the height and width in pixels that a model was trained for."""
-    if isinstance(model, StableDiffusion_XL):
-        height, width = (int(length) for length in model.default_time_ids[0, :2])
-        return height, width
-    return 512, 512
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """Give the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net."""
-    return {
-        "class": type(model).__name__,
-        "classifier_free_guidance": model.classifier_free_guidance,
-        "precision": str(model.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(model.clip_text_encoder, model.unet),
-    }
-
-
-def fingerprint(*modules: fl.Module) -> str:
-    """Give a fingerprint of the weights of some modules, from samples of each parameter."""
-    digest = hashlib.sha256()
-    samples: list[Tensor] = []
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    for parameter in parameters:
-        digest.update(str(tuple(parameter.shape)).encode())
-        flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=parameters[-1].dtype))
-    digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_model(model: Model, options: dict[str, Any]) -> None:
-    """Check that a model can be aligned.
-
-    Args:
-        model: The model.
-        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
-
-    Raises:
-        ValueError: If it has self-attention guidance or is adapted already, or if an option is out of its range.
-    """
-    if model.has_self_attention_guidance():
-        raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
-    StyleAlignedAdapter(model.unet, **options)
-
-
-def check_latents(latents: Tensor, prompt: str) -> None:
-    """Check that latents have not overflowed.
-
-    Args:
-        latents: The latents.
-        prompt: What they show.
-
-    Raises:
-        ValueError: If they have.
-    """
-    if not latents.isfinite().all():
-        raise ValueError(
-            f"the latents of {prompt!r} overflowed to NaN or infinity: expected a scale, a shift and a guidance that"
-            " the model's precision can hold"
-        )

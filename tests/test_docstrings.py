@@ -54,13 +54,14 @@ def test_prompted_examples(module: str) -> None:
 
 def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for block in blocks:
         quicker = block.replace("set_inference_steps(30)", "set_inference_steps(2)")
         exec(quicker.replace("seed=5,", "seed=5, num_inference_steps=2,"), names)
     assert len(names["images"]) == 3
+    assert len(names["samples"]) == 2
     assert {path.name for path in tmp_path.iterdir()} == {
         "neon.safetensors",
         "a rocket, neon sign.png",

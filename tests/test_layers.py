@@ -23,6 +23,8 @@ from tests import oracle
 from tests.chains import features
 from tests.oracle import Options, relative_error
 
+SMALL_AND_LARGE = ((50, 8), (600, 64))  # tokens and dim, normalized in two ways on the CPU
+
 
 @pytest.mark.parametrize(
     ("rows", "set_size", "expected"), [(6, None, 3), (6, 3, 3), (6, 1, 1), (6, 6, 6), (2, None, 1)]
@@ -59,8 +61,9 @@ def test_references_of_a_wrong_rank(shape: tuple[int, ...]) -> None:
         GetReferences()(torch.randn(shape))
 
 
-def test_adain_gives_the_statistics_of_the_reference() -> None:
-    x = features(6, 50, 8)
+@pytest.mark.parametrize("shape", SMALL_AND_LARGE)
+def test_adain_gives_the_statistics_of_the_reference(shape: tuple[int, int]) -> None:
+    x = features(6, *shape)
     normalized, references = AdaIn()(x, x[::3])
     assert torch.equal(references, x[::3])
     for row in range(6):
@@ -70,8 +73,9 @@ def test_adain_gives_the_statistics_of_the_reference() -> None:
         assert relative_error(normalized[row], oracle.adain(x[row].double(), reference.double())) < 1e-6
 
 
-def test_adain_leaves_the_references_as_they_are() -> None:
-    x = features(6, 50, 8, dtype=torch.bfloat16)
+@pytest.mark.parametrize("shape", SMALL_AND_LARGE)
+def test_adain_leaves_the_references_as_they_are(shape: tuple[int, int]) -> None:
+    x = features(6, *shape, dtype=torch.bfloat16)
     normalized, _ = AdaIn()(x, x[::2])
     assert torch.equal(normalized[::2], x[::2])
     assert not torch.equal(normalized[1::2], x[1::2])
@@ -100,9 +104,10 @@ def test_adain_of_a_single_token_is_finite() -> None:
     assert torch.equal(normalized, x[:1].expand(4, -1, -1))
 
 
+@pytest.mark.parametrize("shape", SMALL_AND_LARGE)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_adain_is_rounding_alone(dtype: torch.dtype) -> None:
-    x = features(4, 300, 16, dtype=dtype) * 10
+def test_half_precision_adain_is_rounding_alone(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = features(4, *shape, dtype=dtype) * 10
     normalized, _ = AdaIn()(x, x[:1])
     expected, _ = AdaIn()(x.double(), x[:1].double())
     assert relative_error(normalized, expected) <= relative_error(expected.to(dtype), expected) * 1.01

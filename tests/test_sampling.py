@@ -11,7 +11,8 @@ from style_aligned import StyleAlignedAdapter
 from style_aligned.denoising import sample_noise
 from style_aligned.mini import Mini
 from style_aligned.sampling import generate, generate_unaligned
-from style_aligned.style import Style, StyleError
+from style_aligned.style import Style
+from style_aligned.style_file import StyleError
 from tests.chains import snapshot
 from tests.oracle import relative_error
 

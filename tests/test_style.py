@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from style_aligned.mini import Mini
+from style_aligned.reference import default_size
 from style_aligned.sampling import generate
-from style_aligned.style import Style, StyleError, default_size
+from style_aligned.style import Style
+from style_aligned.style_file import StyleError
 from tests.oracle import relative_error
 
 SIZE = (64, 64)

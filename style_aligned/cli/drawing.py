@@ -2,22 +2,25 @@
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from style_aligned.cli import existing, library
 from style_aligned.cli.console import Progress
-from style_aligned.cli.sets import ImageSet, Settings
+from style_aligned.cli.sets import ImageSet, Settings, Target
 from style_aligned.denoising import Model
 from style_aligned.files import describe_image, write_png
-from style_aligned.sampling import generate, generate_unaligned
-from style_aligned.style import Style, StyleError
+from style_aligned.reference import Reference
+from style_aligned.sampling import Sample, generate, generate_unaligned
+from style_aligned.style import Style
+from style_aligned.style_file import StyleError
 
 CHUNK = 32  # images that are on their way at a time, about
 
 
-def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force: bool) -> tuple[Style, bool]:
-    """Take the style of a set from its file, or from an earlier run into the same folder, or make it.
+def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force: bool) -> Style | Reference:
+    """Take the style of a set from its file, or from an earlier run into the same folder, or start on its reference.
 
     Args:
         model: The model.
@@ -26,7 +29,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
         force: Whether to let the style of other weights pass, and to replace that of another run.
 
     Returns:
-        The style, and whether it is new.
+        The style, or the reference that is to be one.
 
     Raises:
         ValueError: If the style does not fit the model, or the folder has one that is damaged or of another run.
@@ -35,25 +38,25 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
     if source.style is not None:
         style = replace(source.style, options={**source.style.options, **settings.options})
         style.check(model, force=force)
-        return style, False
+        return style
     size = settings.size or library.trained_size(model)
     path = image_set.folder / existing.STYLE
     if path.is_file():
         style = _reuse_style(path, model, existing.known_settings(source, settings), size, force=force)
         if style is not None:
-            return style, False
-    return draw_reference(model, source.prompt, settings), True
+            return style
+    return start_reference(model, source.prompt, settings)
 
 
-def draw_reference(model: Model, prompt: str, settings: Settings) -> Style:
-    """Make a style from a prompt.
+def start_reference(model: Model, prompt: str, settings: Settings) -> Reference:
+    """Start on a reference from a prompt.
 
     Args:
         model: The model.
         prompt: The prompt of the reference.
         settings: What the user asked for.
     """
-    return Style.from_prompt(
+    return Reference.from_prompt(
         model,
         prompt,
         negative_prompt=settings.negative,
@@ -65,9 +68,24 @@ def draw_reference(model: Model, prompt: str, settings: Settings) -> Style:
     )
 
 
+def finish_style(model: Model, reference: Reference, image_set: ImageSet, progress: Progress) -> Style:
+    """Make the style of a set from its reference, and write it to its file.
+
+    Args:
+        model: The model.
+        reference: The reference, of which steps may be left to do.
+        image_set: The set.
+        progress: Told of those steps.
+    """
+    style = Style.from_reference(model, reference, on_step=progress.step)
+    image_set.folder.mkdir(parents=True, exist_ok=True)
+    style.save(image_set.folder / existing.STYLE)
+    return style
+
+
 def make_images(
     model: Model,
-    style: Style,
+    style: Style | Reference,
     image_set: ImageSet,
     pending: Set[Path],
     described: Mapping[str, Any],
@@ -80,55 +98,38 @@ def make_images(
 
     Args:
         model: The model.
-        style: The style.
+        style: The style, or the reference that is to be one.
         image_set: The set.
         pending: The paths of the images to be made.
-        described: What `style_aligned.style.describe_model` says of the model, and its decoder.
+        described: What `style_aligned.reference.describe_model` says of the model, and its decoder.
         batch_size: The number of images that go through the model at a time.
         force: Whether to let the style of other weights pass.
         progress: Told of each step and image.
     """
+    progress.describe(_shorten(image_set.source.prompt))
+    work = _with_their_batches(image_set.aligned, pending, batch_size)
+    samples = generate(model, style, force=force, **_arguments(work, batch_size, progress))
+    if isinstance(style, Reference):
+        samples = chain([next(samples)], samples)  # the steps of the reference are done along with the first images'
+        style = finish_style(model, style, image_set, progress)
+        progress.image()
     if image_set.reference in pending:
         texts = describe_image(style.prompt, style.seed, existing.reference_settings(style, described))
         write_png(image_set.reference, style.image(model), texts)
+    own = existing.image_settings(style, described, is_aligned=True)
+    _write(samples, work, pending, own, progress)
 
-    for is_aligned, targets in ((True, image_set.aligned), (False, image_set.unaligned)):
-        # whole micro-batches: an image comes out the same, to the last bit, whatever was there before
-        work = [
-            target
-            for batch in _batches(targets, batch_size)
-            if any(target.path in pending for target in batch)
-            for target in batch
-        ]
-        if not work:
-            continue
-        own = existing.image_settings(style, described, is_aligned=is_aligned)
-        progress.describe(_shorten(image_set.source.prompt) if is_aligned else "unaligned")
-        arguments: dict[str, Any] = {
-            "seeds": [target.seed for target in work],
-            "batch_size": batch_size,
-            "chunk_size": batch_size * max(1, CHUNK // batch_size),
-            "on_step": progress.step,
-        }
-        prompts = [target.prompt for target in work]
-        samples = (
-            generate(model, style, prompts, force=force, **arguments)
-            if is_aligned
-            else generate_unaligned(model, style, prompts, force=force, **arguments)
-        )
-        for target, sample in zip(work, samples, strict=True):
-            if target.path in pending:
-                write_png(target.path, sample.image, describe_image(target.prompt, target.seed, own))
-            progress.image()
+    if work := _with_their_batches(image_set.unaligned, pending, batch_size):
+        progress.describe("unaligned")
+        samples = generate_unaligned(model, style, force=force, **_arguments(work, batch_size, progress))
+        own = existing.image_settings(style, described, is_aligned=False)
+        _write(samples, work, pending, own, progress)
 
 
 def count_work(image_set: ImageSet, pending: Set[Path], *, batch_size: int) -> int:
     """Count the images that go through the model: those that share a micro-batch with a missing one do too."""
     return sum(
-        len(batch)
-        for targets in (image_set.aligned, image_set.unaligned)
-        for batch in _batches(targets, batch_size)
-        if any(target.path in pending for target in batch)
+        len(_with_their_batches(targets, pending, batch_size)) for targets in (image_set.aligned, image_set.unaligned)
     )
 
 
@@ -159,8 +160,38 @@ def _reuse_style(
     return None
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _with_their_batches(targets: Sequence[Target], pending: Set[Path], batch_size: int) -> list[Target]:
+    """Give the images to be made and those that share a micro-batch with them.
+
+    An image comes out the same, to the last bit, whatever was there before.
+    """
+    batches = (targets[start : start + batch_size] for start in range(0, len(targets), batch_size))
+    return [target for batch in batches if any(target.path in pending for target in batch) for target in batch]
+
+
+def _arguments(work: Sequence[Target], batch_size: int, progress: Progress) -> dict[str, Any]:
+    """Give what `generate` and `generate_unaligned` are called with alike."""
+    return {
+        "prompts": [target.prompt for target in work],
+        "seeds": [target.seed for target in work],
+        "batch_size": batch_size,
+        "chunk_size": batch_size * max(1, CHUNK // batch_size),
+        "on_step": progress.step,
+    }
+
+
+def _write(
+    samples: Iterator[Sample],
+    work: Sequence[Target],
+    pending: Set[Path],
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Write the images to be made as they come."""
+    for target, sample in zip(work, samples, strict=True):
+        if target.path in pending:
+            write_png(target.path, sample.image, describe_image(target.prompt, target.seed, settings))
+        progress.image()
 
 
 def _shorten(text: str, length: int = 30) -> str:

@@ -18,6 +18,7 @@ from style_aligned.files import (
     parse_settings,
     read_texts,
 )
+from style_aligned.reference import Reference
 from style_aligned.style import Style
 
 STYLE = "style.safetensors"
@@ -37,8 +38,7 @@ def check_places(output: Path, sets: Sequence[ImageSet]) -> None:
     """
     files = {output / "sheet.png"}
     for image_set in sets:
-        files |= {image_set.reference, image_set.folder / STYLE}
-        files |= {target.path for target in (*image_set.aligned, *image_set.unaligned)}
+        files |= {*image_set.paths, image_set.folder / STYLE}
     for path in sorted({file.parent for file in files}):
         if (path.exists() or path.is_symlink()) and not path.is_dir():
             raise ValueError(f"expected {path} to be a folder, or free for one, got a file or a broken link")
@@ -72,8 +72,13 @@ def check_existing(output: Path, sets: Sequence[ImageSet], settings: Settings) -
         _refuse_others(Target(image_set.reference, image_set.source.prompt, seed), known, is_partial=True)
 
 
+def has_images(image_set: ImageSet) -> bool:
+    """Tell whether any of a set's images is there already."""
+    return any(path.exists() for path in image_set.paths)
+
+
 def find_pending(
-    sets: Sequence[ImageSet], styles: Sequence[Style], model: Mapping[str, Any], *, force: bool
+    sets: Sequence[ImageSet], styles: Sequence[Style | Reference], model: Mapping[str, Any], *, force: bool
 ) -> list[set[Path]]:
     """Find what is to be made: images that are not there, and those that are damaged.
 
@@ -81,8 +86,8 @@ def find_pending(
 
     Args:
         sets: The sets.
-        styles: Their styles.
-        model: What `style_aligned.style.describe_model` says of the model that draws, and its decoder.
+        styles: Their styles. None of the images of one that is still a reference is there.
+        model: What `style_aligned.reference.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:
@@ -92,7 +97,9 @@ def find_pending(
         ValueError: If an image would be replaced by a different one, unless forced to.
     """
     return [
-        {
+        set(image_set.paths)
+        if isinstance(style, Reference)
+        else {
             target.path
             for target, settings in _expected(image_set, style, model)
             if _is_pending(target, settings, force=force)
@@ -111,8 +118,7 @@ def find_left_over(output: Path, sets: Sequence[ImageSet]) -> list[Path]:
     Returns:
         Their paths. Pictures that hold no settings are of other programs, and none of ours.
     """
-    planned = {target.path for image_set in sets for target in (*image_set.aligned, *image_set.unaligned)}
-    planned |= {image_set.reference for image_set in sets}
+    planned = {path for image_set in sets for path in image_set.paths}
     folders = {output, *(image_set.folder for image_set in sets)}
     folders |= {folder / UNALIGNED for folder in folders}
     found = (path for folder in sorted(folders) for path in sorted(folder.glob("*.png")) if path not in planned)

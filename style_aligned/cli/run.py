@@ -13,7 +13,8 @@ from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.overview import draw_overview
 from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
-from style_aligned.style import Style, describe_model, fingerprint
+from style_aligned.reference import BaseReference, Reference, describe_model, fingerprint
+from style_aligned.style import Style
 
 
 def generate(
@@ -48,22 +49,16 @@ def generate(
         library.warn_about_size(model, size)
 
     # all styles before any image: what is wrong with the last one is known at once
-    styles: list[Style] = []
-    with Progress.show(len(references), len(references) * settings.steps) as progress:
-        for image_set in planned:
-            progress.describe("references")
-            style, is_new = drawing.obtain_style(model, image_set, settings, force=force)
-            if image_set.source.style is None:
-                progress.step(settings.steps)
-                progress.image()
-            if is_new:
-                image_set.folder.mkdir(parents=True, exist_ok=True)
-                style.save(image_set.folder / existing.STYLE)
-            styles.append(style)
+    styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
+    for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
+        if isinstance(style, Reference) and existing.has_images(image_set):
+            with Progress.show(1, settings.steps) as progress:  # which images follow it, its trajectory has to tell
+                progress.describe("reference")
+                styles[index] = drawing.finish_style(model, style, image_set, progress)
     pending = existing.find_pending(planned, styles, described, force=force)
     counts = [
-        drawing.count_work(image_set, paths, batch_size=batch_size)
-        for image_set, paths in zip(planned, pending, strict=True)
+        drawing.count_work(image_set, paths, batch_size=batch_size) + isinstance(style, Reference)
+        for image_set, style, paths in zip(planned, styles, pending, strict=True)
     ]
     steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
     with Progress.show(sum(counts), steps) as progress:
@@ -89,7 +84,7 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
     library.warn_about_size(model, settings.size or library.trained_size(model))
     with Progress.show(1, settings.steps) as progress:
         progress.describe("reference")
-        style = drawing.draw_reference(model, reference, settings)
+        style = Style.from_reference(model, drawing.start_reference(model, reference, settings), on_step=progress.step)
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
     typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')
@@ -137,7 +132,7 @@ def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> 
         write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
 
 
-def _subtitle(model_name: str, style: Style) -> str:
+def _subtitle(model_name: str, style: BaseReference) -> str:
     name = model_name if model_name == "mini" else Path(model_name).name
     steps = f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}"
     settings = f"{steps} · guidance {style.condition_scale:g} · seed {style.seed}"

@@ -89,6 +89,11 @@ class ImageSet:
         """The path of the reference's file."""
         return self.folder / "reference.png"
 
+    @property
+    def paths(self) -> list[Path]:
+        """The paths of all images, the reference's first."""
+        return [self.reference, *(target.path for target in (*self.aligned, *self.unaligned))]
+
 
 def plan(
     output: Path, sources: Sequence[Source], prompts: Sequence[Prompt], *, seed: int | None, compare: bool

@@ -9,7 +9,7 @@ from PIL import Image
 
 from style_aligned.files import is_damaged, read_texts, write_png
 from style_aligned.mini import Mini
-from style_aligned.style import describe_model
+from style_aligned.reference import describe_model
 from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents
 
 
