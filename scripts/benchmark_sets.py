@@ -23,12 +23,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark import random_unet, step as unet_step
 
-from style_aligned import Reference, ReferenceBank, Style, StyleAlignedAdapter, generate
+from style_aligned import Reference, ReferenceBank, StyleAlignedAdapter, generate
 from style_aligned.checkpoints import load_model
 from style_aligned.denoising import Model, embed, predict_noise, sample_noise, stack
 
 BATCH_SIZE = 4
-TARGETS = 32  # and their reference
+TARGETS = 32  # and their reference: as many as `generate` has on their way at a time
 PROMPT, REFERENCE = "a rocket, neon sign", "a fox, neon sign"
 
 OnStep = Callable[[int], None]
@@ -43,7 +43,7 @@ def record_once(model: Model, steps: int, on_step: OnStep) -> None:
     reference = Reference.from_prompt(model, REFERENCE, num_inference_steps=steps)
     for _ in generate(model, reference, [PROMPT] * TARGETS, batch_size=BATCH_SIZE, on_step=on_step):
         pass
-    model.lda.latents_to_image(reference.passed[-1])
+    model.lda.latents_to_image(reference.states[-1].latents)
 
 
 def in_every_batch(model: Model, steps: int) -> Iterator[int]:
@@ -61,8 +61,10 @@ def in_every_batch(model: Model, steps: int) -> Iterator[int]:
             seed += targets
 
 
-def race(ours: Callable[[OnStep], None], theirs: Iterator[int], steps: int) -> tuple[float, float]:
+def run_in_turns(ours: Callable[[OnStep], None], theirs: Iterator[int], steps: int) -> tuple[float, float]:
     """Run both, in turns of a batch: what slows the machine down for some seconds slows both of them down.
+
+    Only images are decoded in one go by ours, at the end, and one batch after the other by theirs.
 
     Args:
         ours: Runs ours, and calls what it is given after each batch with the number of images in it.
@@ -87,8 +89,10 @@ def race(ours: Callable[[OnStep], None], theirs: Iterator[int], steps: int) -> t
     ours(take_turns)
     our_seconds = time.perf_counter() - start - their_seconds
     start = time.perf_counter()
-    assert list(theirs) == [], "they have as many batches as was thought, and are at the images of the last one"
-    return our_seconds, their_seconds + time.perf_counter() - start
+    rest = list(theirs)
+    their_seconds += time.perf_counter() - start
+    assert rest == [], "they have as many batches as was thought, and are at the images of the last one"
+    return our_seconds, their_seconds
 
 
 def print_table(seconds: list[tuple[float, float]], title: str) -> None:
@@ -105,9 +109,8 @@ def print_table(seconds: list[tuple[float, float]], title: str) -> None:
 @torch.no_grad()
 def compare_mini(rounds: int, steps: int = 15) -> None:
     model, their_model = load_model("mini"), load_model("mini")
-    seconds = [
-        race(partial(record_once, model, steps), in_every_batch(their_model, steps), steps) for _ in range(1 + rounds)
-    ]
+    once = partial(record_once, model, steps)
+    seconds = [run_in_turns(once, in_every_batch(their_model, steps), steps) for _ in range(1 + rounds)]
     title = f"embedded model, {TARGETS + 1} images, batches of {BATCH_SIZE}, {steps} steps"
     print_table(seconds[1:], title)  # the first round warms up
 
@@ -135,7 +138,7 @@ def compare_full_size(rounds: int, steps: int, latents: int) -> None:
 
     unet_step(unet, 2 * BATCH_SIZE, latents)  # warms up
     with adapter:
-        seconds = [race(once, every(), steps) for _ in range(rounds)]
+        seconds = [run_in_turns(once, every(), steps) for _ in range(rounds)]
     title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, {steps} steps"
     print_table(seconds, title)
 
@@ -143,9 +146,9 @@ def compare_full_size(rounds: int, steps: int, latents: int) -> None:
 def measure_memory(images: int, steps: int = 3) -> None:
     """Generate images and print by how many MiB that made the process grow, at most, and its peak."""
     model = load_model("mini")
-    style = Style.from_prompt(model, REFERENCE, num_inference_steps=steps)
+    reference = Reference.from_prompt(model, REFERENCE, num_inference_steps=steps)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in generate(model, style, [PROMPT] * (images - 1), batch_size=BATCH_SIZE):
+    for _ in generate(model, reference, [PROMPT] * (images - 1), batch_size=BATCH_SIZE):
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{(peak - before) / 1024:.0f} {peak / 1024:.0f}")
@@ -153,18 +156,22 @@ def measure_memory(images: int, steps: int = 3) -> None:
 
 def compare_memory(rounds: int) -> None:
     sizes = (BATCH_SIZE + 1, 33, 330)
+    grown: dict[int, list[float]] = {size: [] for size in sizes}
     peaks: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
             command = [sys.executable, __file__, "--images", str(size)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            peaks[size].append(float(output.split()[1]))
+            growth, peak = map(float, output.split())
+            grown[size].append(growth)
+            peaks[size].append(peak)
     print(f"peak resident memory, embedded model, batches of {BATCH_SIZE}, medians of {rounds} processes each")
-    print("| images | MiB | ratio |\n|---|---|---|")
+    print("| images | MiB | ratio | of which it grew while they were generated |\n|---|---|---|---|")
     first = statistics.median(peaks[sizes[0]])
-    for size, values in peaks.items():
+    for size in sizes:
         note = " (one batch)" if size == sizes[0] else ""
-        print(f"| {size}{note} | {statistics.median(values):.0f} | {statistics.median(values) / first:.3f} |")
+        peak, growth = statistics.median(peaks[size]), statistics.median(grown[size])
+        print(f"| {size}{note} | {peak:.0f} | {peak / first:.3f} | {growth:.0f} |")
 
 
 def main() -> None:

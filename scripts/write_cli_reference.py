@@ -25,6 +25,10 @@ Any number of prompts, for several styles; interrupted, the same command goes on
 
     style-aligned generate --style fox.safetensors --style lion.safetensors --prompts prompts.txt --output grid
 
+Up to 32 images are on their way at a time and written once their steps are done, so that an interruption loses no more
+than those. An image depends in its last bits on what it shares a batch with: keep `--batch-size` to go on with a run,
+and expect as much of the last, smaller batch when prompts are added to it.
+
 A line of a `.jsonl` file may give the seed of its image: `{"prompt": "a rocket, neon sign", "seed": 7}`.
 """,
     "style make": """

@@ -84,7 +84,7 @@ def draw_demo(
         )
         arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
         aligned = _collect(generate(model, reference, prompts[1:], **arguments), on_image)
-        style = Style.from_reference(model, reference, on_step=on_step)  # its steps were done along with theirs
+        style = Style.from_reference(model, reference, on_step=on_step)  # a row of one thing has left its steps to do
         first = style.image(model)
         if on_image is not None:
             on_image()

@@ -1,7 +1,7 @@
 """One step of denoising with a Refiners model, and what it takes: noise, text embeddings, guidance."""
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -146,6 +146,23 @@ def predict_noise(
     return unconditional + condition_scale * (conditional - unconditional)
 
 
+def check_latents(latents: Tensor, prompt: str) -> None:
+    """Check that latents have not overflowed.
+
+    Args:
+        latents: The latents.
+        prompt: What they show.
+
+    Raises:
+        ValueError: If they have.
+    """
+    if not latents.isfinite().all():
+        raise ValueError(
+            f"the latents of {prompt!r} overflowed to NaN or infinity: expected a scale, a shift and a guidance that"
+            " the model's precision can hold"
+        )
+
+
 class Trajectory:
     """The latents of one image on their way from noise, with a solver and a source of noise of their own.
 
@@ -167,6 +184,13 @@ class Trajectory:
         torch.randn(noise.shape, generator=self.generator, device=model.device)
         self.latents = solver.scale_model_input(noise, step=-1)
 
+    def copy(self) -> "Trajectory":
+        """Give one that goes on from here on its own."""
+        other = copy(self)
+        other.solver = deepcopy(self.solver)
+        other.generator = Generator(device=self.generator.device).set_state(self.generator.get_state())
+        return other
+
     def advance(self, predicted_noise: Float[Tensor, "1 4 height width"], step: int) -> None:
         """Do one step of the solver.
 
@@ -174,4 +198,5 @@ class Trajectory:
             predicted_noise: The noise in the latents.
             step: The step.
         """
-        self.latents = self.solver(self.latents, predicted_noise=predicted_noise, step=step, generator=self.generator)
+        latents = self.solver(self.latents, predicted_noise=predicted_noise, step=step, generator=self.generator)
+        self.latents = latents.to(dtype=self.latents.dtype)  # solvers in float32, such as LCM's, may have raised it

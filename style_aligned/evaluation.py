@@ -19,10 +19,10 @@ from torch import Generator
 
 from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.defaults import EMBEDDED_GUIDANCE
-from style_aligned.denoising import Model, embed, make_solver, predict_noise, sample_noise, stack
+from style_aligned.denoising import Model, check_latents, embed, make_solver, predict_noise, sample_noise, stack
 from style_aligned.judge import Judge, load_judge
 from style_aligned.metrics import Interval, bootstrap_mean, bootstrap_ratio, set_palette_distance
-from style_aligned.reference import check_latents, default_size
+from style_aligned.models import default_size
 
 UNCOUNTED = frozenset(
     ("cherries", "corn", "fire", "fries", "glasses", "grapes", "headphones", "lightning", "scissors")

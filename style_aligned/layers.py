@@ -11,7 +11,7 @@ from refiners.fluxion import layers as fl
 from torch import Tensor
 from torch.nn.functional import batch_norm
 
-SMALL = 1 << 15
+SMALL_ROW = 1 << 15
 """Elements of a row up to which PyTorch's threads cost more than they save on the CPU."""
 
 
@@ -182,7 +182,7 @@ class AdaIn(fl.Module):
                 aligned[start] = references[index]
                 start += 1
             mean, deviation = means[index], deviations[index]
-            if features.is_cpu and features.shape[-2] > 1 and features[0].numel() > SMALL:
+            if features.is_cpu and features.shape[-2] > 1 and features[0].numel() > SMALL_ROW:
                 for row in range(start, stop):
                     aligned[row] = normalize_row(features[row], mean, deviation, self.epsilon)
             else:

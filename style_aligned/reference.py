@@ -1,14 +1,11 @@
 """The reference of a set: what it is generated from, and its way from noise, a step at a time."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from refiners.fluxion import layers as fl
-from refiners.foundationals.latent_diffusion import StableDiffusion_XL
 from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor
 
@@ -18,26 +15,27 @@ from style_aligned.denoising import (
     Model,
     TextEmbedding,
     Trajectory,
+    check_latents,
     describe_solver,
     embed,
     make_solver,
     predict_noise,
     sample_noise,
 )
+from style_aligned.models import check_model, default_size, describe_model
 from style_aligned.style_file import StyleError, check_settings
 
 CHECKED = ("class", "classifier_free_guidance", "precision", "fingerprint")  # of a model, what explains most first
-SAMPLES = 64  # of each parameter, for the fingerprint of a model
 
 
 @dataclass(frozen=True, eq=False)
 class BaseReference:
-    """What a reference is generated from: what a style and a reference on its way have in common.
+    """What a reference is generated from: what a style and a reference that is being generated have in common.
 
     Attributes:
         prompt: The prompt of the reference.
         negative_prompt: The prompt to guide away from, for the targets too.
-        seed: The seed of its noise.
+        seed: The seed of its noise, unless that was given.
         num_inference_steps: The number of steps.
         condition_scale: The strength of the classifier-free guidance, for the targets too.
         size: The height and width of the images, in pixels.
@@ -70,22 +68,24 @@ class BaseReference:
             ValueError: If the model has self-attention guidance, or is adapted already.
         """
         check_model(model, {})
+        kind = type(self).__name__.lower()
         own, given = self.model, describe_model(model)
         for name in CHECKED[:2] if force else CHECKED:
             if given[name] != own[name]:
-                raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
+                raise StyleError(f"expected a model with {name}={own[name]}, as the {kind}'s, got {given[name]}")
         given_solver = describe_solver(model.solver)
         if given_solver != self.solver:
             name = next(
                 name for name in {**self.solver, **given_solver} if given_solver.get(name) != self.solver.get(name)
             )
             raise StyleError(
-                f"expected a solver with {name}={self.solver.get(name)}, as the style's, got {given_solver.get(name)}"
+                f"expected a solver with {name}={self.solver.get(name)}, as the {kind}'s, got {given_solver.get(name)}"
             )
         try:
             StyleAlignedAdapter(model.unet, **self.options)
+            make_solver(model, self.num_inference_steps)
         except ValueError as error:
-            raise StyleError(f"the style does not fit the model: {error}") from None
+            raise StyleError(f"the {kind} does not fit the model: {error}") from None
 
     def predict_noise(
         self, model: Model, solver: Solver, latents: Float[Tensor, "1 4 height width"], step: int
@@ -109,20 +109,21 @@ class BaseReference:
 
 @dataclass(frozen=True, eq=False)
 class Reference(BaseReference):
-    """The reference of a set, on its way to be a [`Style`][style_aligned.style.Style].
+    """The reference of a set while it is being generated: it becomes a [`Style`][style_aligned.style.Style].
 
-    [`generate`][style_aligned.sampling.generate] takes it along with the images of its set: each step of it goes
-    through the U-Net once, for itself and for them. With a style that was made before, it does so twice.
+    [`generate`][style_aligned.sampling.generate] does its steps along with those of its targets: what goes through the
+    U-Net to be recorded for them is its own step. That saves the passes that making the style beforehand takes. All
+    that is said of it here stays as it is, only `states` grows.
 
     Attributes:
-        trajectory: The latents that it has come to.
-        passed: The latents before each step so far, the next one included.
+        states: Its latents before each step so far and before the next one, each with the solver and the source of
+            noise as they were then.
     """
 
-    trajectory: Trajectory = field(repr=False)
-    passed: list[Float[Tensor, "1 4 height width"]] = field(repr=False)
+    states: list[Trajectory] = field(repr=False)
 
     @classmethod
+    @torch.no_grad()
     def from_prompt(
         cls,
         model: Model,
@@ -174,40 +175,75 @@ class Reference(BaseReference):
             raise ValueError("expected noise to be finite, got NaN or infinity")
 
         solver = make_solver(model, num_inference_steps)
-        trajectory = Trajectory(model, solver, seed=seed, noise=noise.to(device=model.device, dtype=model.dtype))
+        noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
         return cls(
             **settings,
             solver=describe_solver(solver),
             model=describe_model(model),
             text=embed(model, prompt, negative_prompt),
-            trajectory=trajectory,
-            passed=[trajectory.latents],
+            states=[Trajectory(model, solver, seed=seed, noise=noise)],
         )
 
     @property
     def steps_done(self) -> int:
         """The number of steps that are done."""
-        return len(self.passed) - 1
+        return len(self.states) - 1
 
-    @torch.no_grad()
-    def advance(self, model: Model, step: int) -> None:
-        """Go through the U-Net at a step, and do that step if it is the next one.
+    @property
+    def latents(self) -> Float[Tensor, "steps 4 height width"]:
+        """The latents before each step so far, and before the next one."""
+        return torch.cat([state.latents for state in self.states])
+
+    def check(self, model: Model, force: bool = False) -> None:
+        """Check that it was started with a model, as that is now.
 
         Args:
-            model: The model.
-            step: The step: the next one, or one that is done.
+            model: The model, with its solver.
+            force: Without effect: steps of two models make the style of none.
 
         Raises:
-            ValueError: If the latents overflow.
+            StyleError: If it was not, with the reason.
+            ValueError: If the model has self-attention guidance, or is adapted already.
         """
-        predicted_noise = self.predict_noise(model, self.trajectory.solver, self.passed[step], step)
-        if step == self.steps_done:
-            self.trajectory.advance(predicted_noise, step)
-            check_latents(self.trajectory.latents, self.prompt)
-            self.passed.append(self.trajectory.latents)
+        super().check(model)
+        device = self.states[0].latents.device
+        if torch.empty(0, device=model.device).device != device:  # "cuda" is "cuda:0"
+            raise StyleError(
+                f"expected a model on {device}, where the reference was started, got one on {model.device}"
+            )
+
+    @torch.no_grad()
+    def advance(self, model: Model, step: int) -> bool:
+        """Go through the U-Net at a step, and do that step if it is the next one.
+
+        What is interrupted has changed nothing.
+
+        Args:
+            model: The model that it was started with.
+            step: The step: the next one, or one that is done.
+
+        Returns:
+            Whether it was the next one.
+
+        Raises:
+            ValueError: If there is no such step or those before it are not done, or if the latents overflow.
+        """
+        if not 0 <= step < self.num_inference_steps or step > self.steps_done:
+            raise ValueError(
+                f"expected a step between 0 and {min(self.steps_done, self.num_inference_steps - 1)}, got {step}"
+            )
+        state = self.states[step]
+        predicted_noise = self.predict_noise(model, state.solver, state.latents, step)
+        if step < self.steps_done:
+            return False
+        state = state.copy()
+        state.advance(predicted_noise, step)
+        check_latents(state.latents, self.prompt)
+        self.states.append(state)
+        return True
 
     def finish(self, model: Model, on_step: Callable[[int], None] | None = None) -> None:
-        """Do all steps that are not done yet.
+        """Do the steps that are left.
 
         Args:
             model: The model that it was started with.
@@ -215,73 +251,10 @@ class Reference(BaseReference):
 
         Raises:
             StyleError: If the model is another one, or has another solver.
-            ValueError: If the latents overflow.
+            ValueError: If the model has self-attention guidance or is adapted, or if the latents overflow.
         """
         self.check(model)
         while self.steps_done < self.num_inference_steps:
             self.advance(model, self.steps_done)
             if on_step is not None:
                 on_step(1)
-
-
-def default_size(model: Model) -> tuple[int, int]:
-    """Give the height and width in pixels that a model was trained for."""
-    if isinstance(model, StableDiffusion_XL):
-        height, width = (int(length) for length in model.default_time_ids[0, :2])
-        return height, width
-    return 512, 512
-
-
-def describe_model(model: Model) -> dict[str, Any]:
-    """Give the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net."""
-    return {
-        "class": type(model).__name__,
-        "classifier_free_guidance": model.classifier_free_guidance,
-        "precision": str(model.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(model.clip_text_encoder, model.unet),
-    }
-
-
-def fingerprint(*modules: fl.Module) -> str:
-    """Give a fingerprint of the weights of some modules, from samples of each parameter."""
-    digest = hashlib.sha256()
-    samples: list[Tensor] = []
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    for parameter in parameters:
-        digest.update(str(tuple(parameter.shape)).encode())
-        flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=parameters[-1].dtype))
-    digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_model(model: Model, options: dict[str, Any]) -> None:
-    """Check that a model can be aligned.
-
-    Args:
-        model: The model.
-        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
-
-    Raises:
-        ValueError: If it has self-attention guidance or is adapted already, or if an option is out of its range.
-    """
-    if model.has_self_attention_guidance():
-        raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
-    StyleAlignedAdapter(model.unet, **options)
-
-
-def check_latents(latents: Tensor, prompt: str) -> None:
-    """Check that latents have not overflowed.
-
-    Args:
-        latents: The latents.
-        prompt: What they show.
-
-    Raises:
-        ValueError: If they have.
-    """
-    if not latents.isfinite().all():
-        raise ValueError(
-            f"the latents of {prompt!r} overflowed to NaN or infinity: expected a scale, a shift and a guidance that"
-            " the model's precision can hold"
-        )

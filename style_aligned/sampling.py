@@ -15,13 +15,15 @@ from style_aligned.denoising import (
     Model,
     TextEmbedding,
     Trajectory,
+    check_latents,
     embed,
     make_solver,
     predict_noise,
     sample_noise,
     stack,
 )
-from style_aligned.reference import BaseReference, Reference, check_latents, check_model
+from style_aligned.models import check_model
+from style_aligned.reference import Reference
 from style_aligned.style import Style
 from style_aligned.style_file import StyleError
 
@@ -64,22 +66,23 @@ def generate(
 
     Args:
         model: The model.
-        style: The style, or a reference on its way to be one, whose steps are done along with those of the images. They
-            come out the same.
+        style: The style, or a reference that is to become one: the steps that it has not done yet are done along with
+            those of the first images. The images are the same.
         prompts: The prompts.
         seeds: The seed of each image. None counts on from the seed of the reference.
         noise: The noise of each image, in place of what the seeds give.
         batch_size: The number of images that go through the U-Net at a time.
         chunk_size: The number of images that are on their way at a time: the reference is recorded anew for each chunk.
-        bank_device: Where to keep what is recorded. `"cpu"` spares the memory of a GPU.
-        force: Whether to let the style of other weights, or of another precision, pass.
-        on_step: Called as steps get done, with the number of images that have done one.
+        bank_device: Where to keep what is recorded. `"cpu"` spares the memory of a GPU, 0.8 GB for SDXL at 1024x1024
+            in half precision.
+        force: Whether to let the style of other weights, or of another precision, pass. A reference never does.
+        on_step: Called as steps get done, with the number of images that have done one, the reference among them.
 
     Yields:
         The images, in the order of their prompts.
 
     Raises:
-        StyleError: If the style does not fit the model.
+        StyleError: If the style or the reference does not fit the model.
         ValueError: If a prompt is empty, the numbers of prompts, seeds and noise differ, a size is less than one, or
             the model has self-attention guidance or is adapted already, or, once it is at it, if latents overflow.
         TypeError: If a prompt is no text, a seed or a size no integer, or the noise no tensor of a floating type.
@@ -88,12 +91,12 @@ def generate(
     style.check(model, force=force)
     prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
     bank_device = None if bank_device is None else torch.empty(0, device=bank_device).device  # fails now, if it does
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, reference=style)
+    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, is_aligned=True)
 
 
 def generate_unaligned(
     model: Model,
-    style: BaseReference,
+    style: Style | Reference,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
@@ -124,12 +127,12 @@ def generate_unaligned(
     """
     style.check(model, force=force)
     prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step)
+    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step, is_aligned=False)
 
 
 def _check(
     model: Model,
-    style: BaseReference,
+    style: Style | Reference,
     prompts: Sequence[str],
     seeds: Sequence[int] | None,
     noise: Tensor | None,
@@ -180,7 +183,7 @@ def _check_text(text: TextEmbedding, own: TextEmbedding) -> None:
 
 def _generate(
     model: Model,
-    style: BaseReference,
+    style: Style | Reference,
     prompts: Sequence[str],
     seeds: Sequence[int],
     noise: Tensor | None,
@@ -188,7 +191,7 @@ def _generate(
     chunk_size: int,
     bank_device: Device | str | None,
     on_step: Callable[[int], None] | None,
-    reference: Style | Reference | None = None,
+    is_aligned: bool,
 ) -> Iterator[Sample]:
     for start in range(0, len(prompts), chunk_size):
         chunk = range(start, min(start + chunk_size, len(prompts)))
@@ -205,16 +208,17 @@ def _generate(
             for index in chunk
         ]
         texts = [embed(model, prompts[index], style.negative_prompt) for index in chunk]
-        if reference is not None:
+        if is_aligned:
             _check_text(style.text, texts[0])
             # the model is as it was whenever an image is handed out
             with StyleAlignedAdapter(model.unet, **style.options) as adapter:
                 bank = ReferenceBank(device=bank_device)
                 for step in solver.inference_steps:
                     with torch.no_grad(), adapter.record(bank):
-                        _pass_reference(model, reference, solver, step, on_step)
+                        _pass_reference(model, style, solver, step, on_step)
                     with torch.no_grad(), adapter.replay(bank):
                         _advance(model, style, trajectories, texts, step, batch_size, on_step)
+                bank.clear()  # before images take their memory
         else:
             for step in solver.inference_steps:
                 with torch.no_grad():
@@ -227,25 +231,18 @@ def _generate(
 
 
 def _pass_reference(
-    model: Model,
-    reference: Style | Reference,
-    solver: Solver,
-    step: int,
-    on_step: Callable[[int], None] | None,
+    model: Model, style: Style | Reference, solver: Solver, step: int, on_step: Callable[[int], None] | None
 ) -> None:
     """Have the reference go through the U-Net, as it is at a step, and do that step if it has not done it yet."""
-    if isinstance(reference, Style):
-        reference.predict_noise(model, solver, reference.latents[step : step + 1], step)
-        return
-    is_new = step == reference.steps_done
-    reference.advance(model, step)
-    if is_new and on_step is not None:
+    if isinstance(style, Style):
+        style.predict_noise(model, solver, style.latents[step : step + 1], step)
+    elif style.advance(model, step) and on_step is not None:
         on_step(1)
 
 
 def _advance(
     model: Model,
-    style: BaseReference,
+    style: Style | Reference,
     trajectories: Sequence[Trajectory],
     texts: Sequence[TextEmbedding],
     step: int,

@@ -79,7 +79,7 @@ class Style(BaseReference):
     def from_reference(
         cls, model: Model, reference: Reference, *, on_step: Callable[[int], None] | None = None
     ) -> "Style":
-        """Make a style from a reference, whose steps are done as far as they are not done yet.
+        """Make a style from a reference, doing the steps that are left.
 
         Args:
             model: The model that the reference was started with.
@@ -88,14 +88,14 @@ class Style(BaseReference):
 
         Raises:
             StyleError: If the reference was started with another model, or another solver.
-            ValueError: If the latents overflow.
+            ValueError: If the model has self-attention guidance or is adapted, or if the latents overflow.
         """
         reference.finish(model, on_step=on_step)
         with torch.no_grad():
-            preview = model.lda.latents_to_image(reference.passed[-1])
+            preview = model.lda.latents_to_image(reference.states[-1].latents)
         preview.thumbnail((PREVIEW, PREVIEW))
         settings = {name: getattr(reference, name) for name in SETTINGS}
-        return cls(**settings, text=reference.text, latents=torch.cat(reference.passed), preview=preview)
+        return cls(**settings, text=reference.text, latents=reference.latents, preview=preview)
 
     def image(self, model: Model) -> Image.Image:
         """Decode the reference.

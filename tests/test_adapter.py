@@ -44,6 +44,7 @@ def attention() -> fl.Chain:
     return fl.Chain(self_attention)
 
 
+@pytest.mark.usefixtures("both_ways_to_normalize")
 @pytest.mark.parametrize("case", GOLDEN_CASES)
 @pytest.mark.parametrize("set_size", [3, None])
 def test_google_outputs_are_met(attention: fl.Chain, case: str, set_size: int | None) -> None:
@@ -186,6 +187,7 @@ def test_the_builtin_adapter_agrees_where_both_mean_the_same() -> None:
         assert relative_error(run(chain, x), expected) < 1e-4  # they differ in epsilon
 
 
+@pytest.mark.usefixtures("both_ways_to_normalize")
 def test_gradients_flow() -> None:
     chain, x = blocks(), features(6, 10, 16)
     with torch.enable_grad(), StyleAlignedAdapter(chain, shift=0.5, share_group_norm=True):

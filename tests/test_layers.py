@@ -185,6 +185,7 @@ def share(options: Options, attention: fl.ScaledDotProductAttention, *qkv: Tenso
     return shared(*aligned(*qkv))
 
 
+@pytest.mark.usefixtures("both_ways_to_normalize")
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("is_optimized", [True, False])
 @pytest.mark.parametrize("slice_size", [None, 7])
@@ -229,6 +230,7 @@ def test_shared_group_norm_follows_the_equations(set_size: int, offset: float) -
     assert relative_error(SharedGroupNorm(group_norm, set_size=set_size)(x), expected) < 1e-5
 
 
+@pytest.mark.usefixtures("both_ways_to_normalize")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_at_most_twice_as_far_off_as_the_plain_computation(dtype: torch.dtype) -> None:
     options = Options(set_size=3, shift=0.5, scale=1.2)
@@ -257,6 +259,7 @@ def test_half_precision_is_at_most_twice_as_far_off_as_the_plain_computation(dty
     assert relative_error(output[targets], expected[targets]) <= 2 * relative_error(plain[targets], expected[targets])
 
 
+@pytest.mark.usefixtures("both_ways_to_normalize")
 def test_gradients_are_those_of_the_equations() -> None:
     options = replace(OPTIONS[4], adain_values=True)
     attention = fl.ScaledDotProductAttention(num_heads=2)

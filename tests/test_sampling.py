@@ -1,19 +1,23 @@
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from refiners.fluxion import layers as fl
+from refiners.fluxion.adapters import LinearLora, LoraAdapter
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, LCMSolver, Solver
 from torch import Tensor
 
-from style_aligned import StyleAlignedAdapter
+from style_aligned import ReferenceBank, StyleAlignedAdapter
 from style_aligned.denoising import sample_noise
 from style_aligned.mini import Mini
 from style_aligned.sampling import generate, generate_unaligned
 from style_aligned.style import Style
 from style_aligned.style_file import StyleError
 from tests.chains import snapshot
+from tests.checkpoints.narrow import build_narrow_1
 from tests.oracle import relative_error
 
 SIZE = (64, 64)
@@ -80,6 +84,32 @@ def test_generate_works_with_stateful_solvers(model: Mini, solver: Solver) -> No
     model.solver = solver
     expected = in_one_batch(model, {})
     assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=2)), expected[1:]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("solver", "solver_dtype"),
+    [
+        (solver_type(30), dtype)
+        for solver_type in (DDIM, Euler, DPMSolver, LCMSolver)
+        for dtype in (torch.float32, torch.bfloat16)
+        if (solver_type, dtype) != (Euler, torch.bfloat16)  # which Refiners cannot make
+    ],
+    ids=str,
+)
+def test_half_precision_works_with_every_solver(
+    fresh_mini: Mini, solver: Solver, solver_dtype: torch.dtype, tmp_path: Path
+) -> None:
+    parts: dict[str, Any] = {name: getattr(fresh_mini, name) for name in ("unet", "lda", "clip_text_encoder")}
+    model = Mini(**parts, dtype=torch.bfloat16)
+    model.solver = solver.to(dtype=solver_dtype)  # the loader leaves it in float32
+    style = make_style(model)
+    assert style.latents.dtype == torch.bfloat16
+    samples = list(generate(model, style, PROMPTS, batch_size=2))
+    assert {sample.latents.dtype for sample in samples} == {torch.bfloat16}
+    style.save(tmp_path / "style.safetensors")
+    loaded = Style.load(tmp_path / "style.safetensors")
+    assert torch.equal(loaded.latents, style.latents)
+    assert torch.equal(latents(generate(model, loaded, PROMPTS, batch_size=2)), latents(samples))
 
 
 def test_generate_works_without_guidance(model: Mini) -> None:
@@ -222,8 +252,76 @@ def test_prompts_that_change_after_the_call(model: Mini) -> None:
     assert [(sample.prompt, sample.seed) for sample in samples] == [("a cat", 5), ("a dog", 6)]
 
 
+def test_what_is_recorded_goes_where_it_is_told_to(model: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    banks: list[ReferenceBank] = []
+    clear = ReferenceBank.clear
+
+    def spy(self: ReferenceBank) -> None:
+        banks.append(self)
+        clear(self)
+
+    monkeypatch.setattr(ReferenceBank, "clear", spy)
+    style = make_style(model)
+    next(generate(model, style, ["a cat"], bank_device="cpu"))
+    assert banks[-1].device == torch.device("cpu")
+    assert banks[-1].nbytes == 0, "nothing is left of it once images are decoded"
+    next(generate(model, style, ["a cat"]))
+    assert banks[-1].device is None
+
+
+def test_a_unet_for_inpainting_is_refused(model: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    style = make_style(model)
+    monkeypatch.setattr(model.unet, "in_channels", 9)
+    with pytest.raises(ValueError, match="expected a U-Net with 4 input channels, got one with 9"):
+        generate(model, style, ["a cat"])
+    with pytest.raises(ValueError, match="expected a U-Net with 4 input channels, got one with 9"):
+        make_style(model)
+
+
+def test_the_scale_of_a_lora_counts(fresh_mini: Mini) -> None:
+    model = fresh_mini
+    linear = model.unet.ensure_find(fl.Linear)
+    lora = LinearLora("style", in_features=linear.in_features, out_features=linear.out_features, rank=2)
+    LoraAdapter(linear, lora).inject(model.unet.ensure_find_parent(linear))
+    style = make_style(model)
+    style.check(model)
+    lora.scale = 0.3
+    with pytest.raises(StyleError, match="expected a model with fingerprint="):
+        style.check(model)
+
+
 def test_no_prompts_make_no_images(model: Mini) -> None:
     assert list(generate(model, make_style(model), [])) == []
+
+
+@pytest.fixture(scope="module")
+def narrow_sd1() -> StableDiffusion_1:
+    """Stable Diffusion 1.5, layer for layer, with random weights of a tenth of the width."""
+    model = build_narrow_1()
+    generator = torch.Generator().manual_seed(0)
+    parts: dict[str, Any] = {name: getattr(model, name) for name in ("unet", "lda", "clip_text_encoder")}
+    for part in parts.values():
+        part.to_empty(device="cpu")
+        for parameter in part.parameters():
+            scale = 0.5 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            parameter.requires_grad_(False).copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return StableDiffusion_1(**parts)
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_stable_diffusion_1_of_a_narrow_width(
+    narrow_sd1: StableDiffusion_1, model: Mini, guidance: bool, tmp_path: Path
+) -> None:
+    narrow_sd1.classifier_free_guidance = guidance
+    expected = in_one_batch(narrow_sd1, {})
+    make_style(narrow_sd1).save(tmp_path / "style.safetensors")
+    style = Style.load(tmp_path / "style.safetensors")
+    assert style.text.pooled_text_embedding is None
+    samples = list(generate(narrow_sd1, style, PROMPTS, batch_size=3))
+    assert relative_error(latents(samples), expected[1:]) < 1e-4
+    assert relative_error(latents(generate_unaligned(narrow_sd1, style, PROMPTS)), expected[1:]) > 1e-3
+    with pytest.raises(StyleError, match="expected a model with class=StableDiffusion_1, as the style's, got Mini"):
+        generate(model, style, PROMPTS, force=True)
 
 
 @pytest.mark.slow

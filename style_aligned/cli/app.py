@@ -144,6 +144,14 @@ def generate(
     batch_size: BatchSize = 4,
     device: Device = "cpu",
     dtype: Dtype = Precision.float32,
+    bank_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where to keep what is recorded of the reference: with cpu, SDXL takes 0.8 GB less of a GPU."
+            "  [default: as --device]",
+        ),
+    ] = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Replace images of other settings; use a style file with other weights."),
@@ -162,6 +170,8 @@ def generate(
         inputs.reject(own, "beside --style: the style file has its own")
     targets = inputs.collect_prompts(prompt or [], prompts or [])
     inputs.check_device(device)
+    if bank_device is not None:
+        inputs.check_device(bank_device, "--bank-device")
     inputs.check_output_folder(output)
 
     from style_aligned.cli import run
@@ -176,6 +186,7 @@ def generate(
         model_name=model,
         compare=compare,
         batch_size=batch_size,
+        bank_device=bank_device,
         force=force,
     )
 

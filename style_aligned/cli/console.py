@@ -2,13 +2,17 @@
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 ERROR = 2  # exit codes
 INTERRUPTED = 130
 MESSAGE_LENGTH = 600  # characters
+STORAGE_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+SPEED_PERIOD = 3600  # seconds; within rich's 30, a slow model does not make two steps, which it takes to tell a speed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +58,13 @@ def _run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Put an exception into words for the user."""
+    # for each chain that a layer is in, Refiners puts another error around the layer's: a page long, with the prompts
+    causes = [cause for cause in _trace_back(error) if type(cause).__name__ != "ChainError"] or [error]
+    if any(_is_out_of_memory(cause) for cause in causes):
+        return "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
+    error = causes[0]
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # of a wrong option, such as typer.BadParameter
         context = getattr(error, "ctx", None)
@@ -64,14 +73,27 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else "output"
         reason = (error.strerror or str(error)).lower()
-        return f"{name}: {reason}" + ("; what was finished is kept" if error.errno == errno.ENOSPC else "")
+        return f"{name}: {reason}" + ("; what was finished is kept" if error.errno in STORAGE_IS_FULL else "")
     if isinstance(error, ValueError | TypeError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the module {error.name} is missing: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
     return f"{type(error).__name__}: {error} (STYLE_ALIGNED_DEBUG=1 shows where)"
+
+
+def _trace_back(error: BaseException | None) -> Iterator[BaseException]:
+    """Give an exception, the one that it comes from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):  # PyTorch has a type for some devices only
+        return True
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def warn(message: str) -> None:
@@ -103,13 +125,14 @@ class Progress:
 
         console = Console(stderr=True)
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # prompts have brackets
             BarColumn(),
-            TextColumn("{task.fields[images]}"),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[images]}", markup=False),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             transient=True,
+            speed_estimate_period=SPEED_PERIOD,
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=max(1, steps), images=f"0/{images} images" if images else "")

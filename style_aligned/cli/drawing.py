@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from style_aligned.cli import existing, library
-from style_aligned.cli.console import Progress
+from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.sets import ImageSet, Settings, Target
 from style_aligned.denoising import Model
 from style_aligned.files import describe_image, write_png
@@ -37,7 +37,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
     source = image_set.source
     if source.style is not None:
         style = replace(source.style, options={**source.style.options, **settings.options})
-        style.check(model, force=force)
+        _check_fit(style, model, force=force)
         return style
     size = settings.size or library.trained_size(model)
     path = image_set.folder / existing.STYLE
@@ -80,6 +80,7 @@ def finish_style(model: Model, reference: Reference, image_set: ImageSet, progre
     style = Style.from_reference(model, reference, on_step=progress.step)
     image_set.folder.mkdir(parents=True, exist_ok=True)
     style.save(image_set.folder / existing.STYLE)
+    progress.image()
     return style
 
 
@@ -91,6 +92,7 @@ def make_images(
     described: Mapping[str, Any],
     *,
     batch_size: int,
+    bank_device: str | None,
     force: bool,
     progress: Progress,
 ) -> None:
@@ -101,18 +103,21 @@ def make_images(
         style: The style, or the reference that is to be one.
         image_set: The set.
         pending: The paths of the images to be made.
-        described: What `style_aligned.reference.describe_model` says of the model, and its decoder.
+        described: What `style_aligned.models.describe_model` says of the model, and its decoder.
         batch_size: The number of images that go through the model at a time.
+        bank_device: Where to keep what is recorded of the reference. None means where the model is.
         force: Whether to let the style of other weights pass.
         progress: Told of each step and image.
     """
     progress.describe(_shorten(image_set.source.prompt))
     work = _with_their_batches(image_set.aligned, pending, batch_size)
-    samples = generate(model, style, force=force, **_arguments(work, batch_size, progress))
+    samples: Iterator[Sample] = iter(())
+    if work:
+        arguments = _arguments(work, batch_size, progress)
+        samples = generate(model, style, force=force, bank_device=bank_device, **arguments)
     if isinstance(style, Reference):
         samples = chain([next(samples)], samples)  # the steps of the reference are done along with the first images'
         style = finish_style(model, style, image_set, progress)
-        progress.image()
     if image_set.reference in pending:
         texts = describe_image(style.prompt, style.seed, existing.reference_settings(style, described))
         write_png(image_set.reference, style.image(model), texts)
@@ -167,6 +172,17 @@ def _with_their_batches(targets: Sequence[Target], pending: Set[Path], batch_siz
     """
     batches = (targets[start : start + batch_size] for start in range(0, len(targets), batch_size))
     return [target for batch in batches if any(target.path in pending for target in batch) for target in batch]
+
+
+def _check_fit(style: Style, model: Model, *, force: bool) -> None:
+    """Check that a style fits a model, or say what it takes to use it nevertheless."""
+    try:
+        style.check(model)
+    except StyleError as error:
+        style.check(model, force=True)  # what no force can help is told as it is
+        if not force:
+            raise StyleError(f"{error} (--force lets it pass)") from None
+        warn(f"{error}: images will differ from those of the style's own model")
 
 
 def _arguments(work: Sequence[Target], batch_size: int, progress: Progress) -> dict[str, Any]:

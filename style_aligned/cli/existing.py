@@ -87,7 +87,7 @@ def find_pending(
     Args:
         sets: The sets.
         styles: Their styles. None of the images of one that is still a reference is there.
-        model: What `style_aligned.reference.describe_model` says of the model that draws, and its decoder.
+        model: What `style_aligned.models.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:
@@ -96,6 +96,9 @@ def find_pending(
     Raises:
         ValueError: If an image would be replaced by a different one, unless forced to.
     """
+    assert not any(
+        isinstance(style, Reference) and has_images(image_set) for image_set, style in zip(sets, styles, strict=True)
+    )
     return [
         set(image_set.paths)
         if isinstance(style, Reference)

@@ -128,10 +128,10 @@ def check_number(
         raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, option: str = "--device") -> None:
     """Check the name of a device, as far as that can be done without PyTorch."""
     if re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", device) is None:
-        raise ValueError(f"expected --device to be cpu, cuda, cuda:1, mps or xpu, got {device!r}")
+        raise ValueError(f"expected {option} to be cpu, cuda, cuda:1, mps or xpu, got {device!r}")
 
 
 def check_output_folder(folder: Path) -> None:

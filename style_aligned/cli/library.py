@@ -30,7 +30,7 @@ def load_model(name: str, *, device: str, dtype: str) -> Model:
 
 def trained_size(model: Model) -> tuple[int, int]:
     """Give the height and width that a model was trained for."""
-    from style_aligned.reference import default_size
+    from style_aligned.models import default_size
 
     return default_size(model)
 

@@ -13,7 +13,8 @@ from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.overview import draw_overview
 from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
-from style_aligned.reference import BaseReference, Reference, describe_model, fingerprint
+from style_aligned.models import describe_model, fingerprint
+from style_aligned.reference import BaseReference, Reference
 from style_aligned.style import Style
 
 
@@ -28,6 +29,7 @@ def generate(
     model_name: str,
     compare: bool,
     batch_size: int,
+    bank_device: str | None,
     force: bool,
 ) -> None:
     """Make the images of one or more styles, and their contact sheet."""
@@ -48,11 +50,11 @@ def generate(
     for size in dict.fromkeys(source.style.size if source.style is not None else size for source in sources):
         library.warn_about_size(model, size)
 
-    # all styles before any image: what is wrong with the last one is known at once
+    # all styles before any image: what can be told without drawing is told at once
     styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
     for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
         if isinstance(style, Reference) and existing.has_images(image_set):
-            with Progress.show(1, settings.steps) as progress:  # which images follow it, its trajectory has to tell
+            with Progress.show(1, settings.steps) as progress:  # only its trajectory tells whether they are of this run
                 progress.describe("reference")
                 styles[index] = drawing.finish_style(model, style, image_set, progress)
     pending = existing.find_pending(planned, styles, described, force=force)
@@ -64,10 +66,18 @@ def generate(
     with Progress.show(sum(counts), steps) as progress:
         for image_set, style, paths in zip(planned, styles, pending, strict=True):
             drawing.make_images(
-                model, style, image_set, paths, described, batch_size=batch_size, force=force, progress=progress
+                model,
+                style,
+                image_set,
+                paths,
+                described,
+                batch_size=batch_size,
+                bank_device=bank_device,
+                force=force,
+                progress=progress,
             )
     sheet = output / "sheet.png"
-    write_png(sheet, draw_overview(planned, _subtitle(model_name, styles[0])), describe_picture(existing.SHEET))
+    write_png(sheet, draw_overview(planned, _subtitle(model_name, styles)), describe_picture(existing.SHEET))
     if left_over := existing.find_left_over(output, planned):
         are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
         warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
@@ -84,7 +94,9 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
     library.warn_about_size(model, settings.size or library.trained_size(model))
     with Progress.show(1, settings.steps) as progress:
         progress.describe("reference")
-        style = Style.from_reference(model, drawing.start_reference(model, reference, settings), on_step=progress.step)
+        started = drawing.start_reference(model, reference, settings)
+        style = Style.from_reference(model, started, on_step=progress.step)
+        progress.image()
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
     typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')
@@ -132,11 +144,19 @@ def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> 
         write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
 
 
-def _subtitle(model_name: str, style: BaseReference) -> str:
+def _subtitle(model_name: str, styles: Sequence[BaseReference]) -> str:
+    """Name the model, and the settings that all styles have in common."""
     name = model_name if model_name == "mini" else Path(model_name).name
-    steps = f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}"
-    settings = f"{steps} · guidance {style.condition_scale:g} · seed {style.seed}"
-    return f"{name} · {settings}"
+    settings = [
+        (
+            f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}",
+            f"guidance {style.condition_scale:g}",
+            f"seed {style.seed}",
+        )
+        for style in styles
+    ]
+    common = [values[0] for values in zip(*settings, strict=True) if len(set(values)) == 1]
+    return " · ".join((name, *common))
 
 
 def _echo_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:

@@ -1,16 +1,21 @@
 """Every kind of wrong input, and what goes wrong later: one line, and nothing left behind."""
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import refiners.fluxion.layers as fl
 import torch
+from refiners.fluxion.layers.chain import ChainError
 
 from style_aligned.cli import library, main
+from style_aligned.cli.console import describe
 from style_aligned.mini import Mini
 from tests.cli.conftest import FOX, Run, assert_error
 
@@ -159,3 +164,74 @@ def test_unexpected_errors_are_one_line(run: Run, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("STYLE_ALIGNED_DEBUG", "1")
     with pytest.raises(RuntimeError, match="several"):
         run(*command)
+
+
+def raise_in_a_layer(fail: Callable[[str], Any], prompt: str = "a fox") -> ChainError:
+    """Give what comes out of a chain in a chain, as in a U-Net, if one of its layers fails."""
+    with pytest.raises(ChainError) as caught:
+        fl.Chain(fl.Identity(), fl.Chain(fl.Lambda(fail)))(prompt)
+    return caught.value
+
+
+class AcceleratorError(RuntimeError):
+    """What newer versions of PyTorch raise for the errors of a driver."""
+
+
+def allocate(_: str) -> torch.Tensor:
+    return torch.empty(2**60)
+
+
+def fail_with(error: Exception) -> Callable[[str], Any]:
+    def fail(_: str) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        allocate,  # on the CPU
+        fail_with(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")),
+        fail_with(RuntimeError("MPS backend out of memory (MPS allocated: 18.00 GB)")),
+        fail_with(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
+        fail_with(AcceleratorError("CUDA error: out of memory")),
+        fail_with(MemoryError()),
+        fail_with(OSError(errno.ENOMEM, "Cannot allocate memory")),
+    ],
+)
+def test_out_of_memory_says_what_helps(fail: Callable[[str], Any]) -> None:
+    hint = "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
+    assert describe(raise_in_a_layer(fail)) == hint
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (each fails in its own way)
+        fail("")
+    assert describe(caught.value) == hint
+
+
+def test_a_prompt_about_memory_is_not_out_of_memory() -> None:
+    error = raise_in_a_layer(fail_with(ValueError("got 'out of memory'")), prompt="out of memory")
+    assert "out of memory" in str(error).rsplit("---", maxsplit=1)[1]
+    assert describe(error) == "got 'out of memory'"
+    assert "bfloat16" not in describe(raise_in_a_layer(fail_with(RuntimeError("odd")), prompt="out of memory"))
+
+
+def test_an_error_in_a_layer_is_told_in_its_own_words(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out"]
+    for error, message in (
+        (ValueError("got a batch of 3 rows, expected 2"), "got a batch of 3 rows, expected 2"),
+        (RuntimeError("odd"), "RuntimeError: odd (STYLE_ALIGNED_DEBUG=1 shows where)"),
+    ):
+
+        def load_model(name: str, *, error: Exception = error, **_: str) -> Mini:
+            raise raise_in_a_layer(fail_with(error))
+
+        monkeypatch.setattr(library, "load_model", load_model)
+        assert run(*command) == (2, "", f"style-aligned: error: {message}\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES])
+def test_full_storage_leaves_what_was_finished(number: int) -> None:
+    kept = "" if number == errno.EACCES else "; what was finished is kept"
+    assert describe(OSError(number, os.strerror(number), "a.png")) == f"a.png: {os.strerror(number).lower()}{kept}"
