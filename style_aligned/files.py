@@ -2,11 +2,14 @@
 
 import io
 import json
+import os
 import re
 import struct
 import unicodedata
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,13 +20,15 @@ from PIL.PngImagePlugin import PngInfo
 
 SLUG_LENGTH = 60  # characters
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
-# what Pillow raises for files that are damaged or no image
-UNREADABLE = (Image.DecompressionBombError, OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
+SECTOR = 512  # bytes: disks write no less at once
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# what Pillow raises for files that are damaged, no image, or one of too many pixels
+UNREADABLE = (*BOMBS, OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
 DISTRIBUTIONS = ("style-aligned", "refiners", "torch")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file: under the name of `<path>.part` until it is complete.
+    """Write a file: under the name of `<path>.part` until it is complete, and on the disk.
 
     Args:
         path: The path of the file. Its folder is made if need be; what is there is replaced at the end.
@@ -36,6 +41,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(content)
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())  # or a machine that loses power may keep the name, and not what was written
         part.replace(path)
     except BaseException as error:  # an interruption too
         part.unlink(missing_ok=True)
@@ -79,18 +86,27 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = 
 def read_texts(path: Path) -> dict[str, str]:
     """Read the text chunks of a PNG file that stand before its pixels, as `write_png` puts them.
 
+    Those with a wrong checksum too: by what they say, a damaged image is known as one to be made again.
+
     Args:
         path: The path of the file.
 
     Returns:
-        The texts by keyword: none if the file is no PNG.
+        The texts by keyword: none if the file is no PNG, or cannot be read.
     """
+    texts: dict[str, str] = {}
     try:
-        image = Image.open(path, formats=["PNG"])
-        with image:
-            return {str(keyword): str(text) for keyword, text in image.info.items() if isinstance(text, str)}
-    except UNREADABLE:
-        return {}
+        for name, content, _ in _read_chunks(path):
+            if name == b"IDAT":
+                break
+            keyword, _, text = content.partition(b"\0")
+            if name == b"tEXt":  # of programs that have copied ours
+                texts[keyword.decode("latin-1")] = text.decode("latin-1")
+            elif name == b"iTXt" and text.startswith(b"\0\0") and text.count(b"\0") >= 4:  # not compressed
+                texts[keyword.decode("latin-1")] = text.split(b"\0", 4)[4].decode(errors="replace")
+    except OSError:
+        pass
+    return texts
 
 
 def open_image(path: Path) -> Image.Image:
@@ -100,29 +116,44 @@ def open_image(path: Path) -> Image.Image:
         path: The path of the file.
 
     Raises:
-        ValueError: If it is no image, or a damaged one.
+        ValueError: If it is no image, a damaged one, or one of more pixels than Pillow takes for safe.
         OSError: If there is no such file, or it may not be read.
     """
     try:
-        image = Image.open(path)
-        with image:
-            return image.convert("RGB")
+        with without_warnings():
+            image = Image.open(path)
+            with image:
+                return image.convert("RGB")
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise ValueError(f"expected {path} to be a whole image, got one that is damaged: {error}") from None
+        found = "too large" if isinstance(error, BOMBS) else "damaged"
+        raise ValueError(f"expected {path} to be a whole image, got one that is {found}: {error}") from None
+
+
+@contextmanager
+def without_warnings() -> Generator[None, None, None]:
+    """Have Pillow raise for an image of too many pixels, one of `UNREADABLE`, where it would warn, and never warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def is_cut_off(path: Path) -> bool:
-    """Tell whether a file is empty, or a PNG without its end, such as a machine that lost power leaves behind.
+    """Tell whether a file is one that a machine left behind as it lost power.
+
+    That is one that is empty, one whose start never reached the disk and reads as zeros, or a PNG without its end.
 
     Args:
         path: The path of the file.
     """
     with path.open("rb") as file:
-        start = file.read(len(PNG_START))
-        if start != PNG_START:
-            return not start
+        start = file.read(SECTOR)
+        if not start.strip(b"\0"):
+            return True
+        if not start.startswith(PNG_START):
+            return PNG_START.startswith(start)
         file.seek(max(0, file.seek(0, 2) - len(PNG_END)))
         if file.read() == PNG_END:
             return False
@@ -131,20 +162,24 @@ def is_cut_off(path: Path) -> bool:
 
 
 def is_damaged(path: Path) -> bool:
-    """Tell whether a file is no PNG, or one whose pixels are not as they were written.
+    """Tell whether a file is no PNG, or one that is not as it was written.
 
     Its checksums tell that: nothing is decoded.
 
     Args:
         path: The path of the file.
     """
+    names: set[bytes] = set()
     try:
-        image = Image.open(path, formats=["PNG"])
-        with image:
-            image.verify()
-    except UNREADABLE:
+        for name, _, is_right in _read_chunks(path):
+            if not is_right:
+                return True
+            names.add(name)
+            if name == b"IEND":
+                break
+    except OSError:
         return True
-    return False
+    return not {b"IHDR", b"IDAT", b"IEND"} <= names
 
 
 def describe_picture(kind: str) -> dict[str, str]:
@@ -279,3 +314,16 @@ def numbered(index: int, count: int, text: str) -> str:
 
 def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
     return {**(parse_settings(texts) or {}), "prompt": texts.get("prompt"), "seed": texts.get("seed")}
+
+
+def _read_chunks(path: Path) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Read the chunks of a PNG file, as far as they can be told: name, content, and whether the checksum is right."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        if file.read(len(PNG_START)) != PNG_START:
+            return
+        while len(head := file.read(8)) == 8 and head[4:].isalpha():
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            content = file.read(min(size, length))  # a damaged length may be gigabytes
+            yield name, content, file.read(4) == zlib.crc32(name + content).to_bytes(4, "big")

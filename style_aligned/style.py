@@ -111,6 +111,10 @@ class Style(BaseReference):
 
         Args:
             path: The path of the file. What is there is replaced once the new file is complete.
+
+        Raises:
+            ValueError: If a setting is not of its type or out of its range, so that the file could not be read again.
+            OSError: If the file cannot be written.
         """
         settings = {name: getattr(self, name) for name in SETTINGS}
         tensors = {"latents": self.latents, **self.text.tensors}

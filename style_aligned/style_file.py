@@ -15,11 +15,13 @@ from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from style_aligned.checks import is_finite
-from style_aligned.files import write_bytes
+from style_aligned.files import UNREADABLE, without_warnings, write_bytes
 
 FORMAT = 1
 MAX_HEADER = 1 << 20  # bytes
-MAX_ELEMENTS = 1 << 28
+MAX_PROMPT = 1 << 15  # characters: two prompts fit into a header, at 14 bytes for one that is escaped twice
+MAX_LATENTS = 1 << 28  # elements
+MAX_ELEMENTS = 1 << 24  # of every other tensor
 MAX_SIDE = 1 << 16  # pixels
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1e4
@@ -45,8 +47,10 @@ def write_style_file(
         preview: The reference in small.
 
     Raises:
+        ValueError: If a setting is not of its type or out of its range: the file could not be read again.
         OSError: If the file cannot be written. What was there before is still there then.
     """
+    check_settings(settings)
     buffer = io.BytesIO()
     preview.save(buffer, format="PNG")
     contents = {**tensors, "preview": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
@@ -101,6 +105,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     for text in (prompt, negative_prompt):
         if "\0" in text or text.encode(errors="replace").decode() != text:
             raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text!r}")
+        if len(text) > MAX_PROMPT:
+            raise ValueError(f"expected prompts of at most {MAX_PROMPT} characters, got one of {len(text)}")
     if not _is_integer(seed) or not 0 <= seed < 1 << 63:
         raise ValueError(f"expected seed to be an integer between 0 and 2**63 - 1, got {seed!r}")
     if not _is_integer(steps) or not 1 <= steps <= MAX_STEPS:
@@ -112,6 +118,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     height, width = cast(tuple[Any, Any], size)
     if any(not _is_integer(side) or not 64 <= side <= MAX_SIDE or side % 8 != 0 for side in (height, width)):
         raise ValueError(f"expected a size of multiples of 8, at least 64 and at most {MAX_SIDE}, got {height}x{width}")
+    if (count := (steps + 1) * 4 * (height // 8) * (width // 8)) > MAX_LATENTS:
+        raise ValueError(
+            f"expected at most {MAX_LATENTS} elements in the latents of all steps, got {count} with"
+            f" {steps} step{'' if steps == 1 else 's'} of a size of {height}x{width}"
+        )
     if not isinstance(options, dict):
         raise ValueError(f"expected options by name, got {options!r}")
     for name, value in cast(dict[Any, Any], options).items():
@@ -142,7 +153,7 @@ def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ima
         ):
             lengths = ", ".join("any" if length is None else str(length) for length in expected)
             raise StyleError(f"expected {name} of shape [{lengths}] in {path}, got {shape}")
-        if math.prod(shape) > MAX_ELEMENTS:
+        if name != "latents" and math.prod(shape) > MAX_ELEMENTS:  # those are of a size that was checked
             raise StyleError(f"expected at most {MAX_ELEMENTS} elements in {name} of {path}, got shape {shape}")
         if dtype not in (("U8",) if name == "preview" else FLOATS):
             kind = "bytes" if name == "preview" else "a floating type"
@@ -201,13 +212,19 @@ _SETTINGS = {
 
 def _decode_preview(picture: bytes, path: Path) -> Image.Image:
     try:
-        preview = Image.open(io.BytesIO(picture), formats=["PNG"])
-        if max(preview.size) <= PREVIEW:
-            preview.load()
-            return preview
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
-        pass
-    raise StyleError(f"expected the preview of {path} to be a PNG of at most {PREVIEW}x{PREVIEW} pixels") from None
+        with without_warnings():
+            preview = Image.open(io.BytesIO(picture), formats=["PNG"])
+            if max(preview.size) <= PREVIEW:
+                preview.load()
+                return preview
+        found = f"one of {preview.width}x{preview.height}"
+    except UnidentifiedImageError:
+        found = "none"
+    except UNREADABLE as error:
+        found = f"one that cannot be read: {error}"
+    raise StyleError(
+        f"expected the preview of {path} to be a PNG of at most {PREVIEW}x{PREVIEW} pixels, got {found}"
+    ) from None
 
 
 def _digest(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -1,8 +1,10 @@
 import errno
 import json
+import os
 import re
 import resource
 import struct
+import warnings
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from style_aligned import files
 
@@ -75,6 +78,23 @@ def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "fox.png"
+    sync = os.fsync
+    synced: list[tuple[str, bytes, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        (part,) = tmp_path.iterdir()
+        assert os.path.samestat(os.fstat(descriptor), part.stat())
+        synced.append((part.name, part.read_bytes(), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_bytes(path, b"fox")
+    assert synced == [("fox.png.part", b"fox", False)]
+    assert path.read_bytes() == b"fox"
+
+
 def test_interruption_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(path: Path, target: Path) -> Path:
         raise KeyboardInterrupt
@@ -85,24 +105,69 @@ def test_interruption_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def header(width: int, height: int) -> bytes:
+    return files.PNG_START + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no image",
+        b"\x89PNG\r\n\x1a\n",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        header(8, 8) + chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(b"a fox")),
+        header(8, 8) + chunk(b"iTXt", b"prompt\0\0\0"),
+        header(8, 8) + chunk(b"iTXt", b"prompt"),
+        header(8, 8) + bytes(1 << 20),
+        header(8, 8) + b"\xff\xff\xff\xffiDAT",
+    ],
+)
 def test_other_files_have_no_texts(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fox.png").write_bytes(content)
     assert files.read_texts(tmp_path / "fox.png") == {}
+    assert files.is_damaged(tmp_path / "fox.png")
+
+
+def test_folders_and_missing_files_have_no_texts(tmp_path: Path) -> None:
+    assert files.read_texts(tmp_path) == {}
+    assert files.read_texts(tmp_path / "missing.png") == {}
+
+
+def test_texts_are_those_that_pillow_reads(tmp_path: Path, image: Image.Image) -> None:
+    info = PngInfo()
+    info.add_text("settings", "{} ©")
+    info.add_itxt("prompt", "ネオン", lang="en", tkey="Prompt")
+    image.save(tmp_path / "fox.png", pnginfo=info)
+    with Image.open(tmp_path / "fox.png") as opened:
+        expected = dict(opened.info)
+    assert files.read_texts(tmp_path / "fox.png") == expected == {"settings": "{} ©", "prompt": "ネオン"}
 
 
 def test_cut_off_files_are_told(tmp_path: Path, image: Image.Image) -> None:
     path = tmp_path / "fox.png"
     whole = files.encode_png(image, {"prompt": "a fox"})
-    for content, is_cut_off in ((whole, False), (whole[:-1], True), (whole[:200], True), (b"", True), (b"text", False)):
+    cut_off = [
+        whole[:-1],
+        whole[:200],
+        whole[:5],
+        b"",
+        bytes(1),
+        bytes(len(whole)),
+        whole[:4096] + bytes(len(whole) - 4096),
+        bytes(4096) + whole[4096:],
+    ]
+    for content in cut_off:
         path.write_bytes(content)
-        assert files.is_cut_off(path) == is_cut_off
-    path.write_bytes(whole + b"what another program wrote behind its end")
-    assert not files.is_cut_off(path)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        assert files.is_cut_off(path)
+    others = [whole, whole + b"what another program wrote behind its end", b"text", bytes(12) + b"text", whole[1:]]
+    for content in others:
+        path.write_bytes(content)
+        assert not files.is_cut_off(path)
 
 
 def test_damage_is_told_and_named(tmp_path: Path, image: Image.Image) -> None:
@@ -112,13 +177,12 @@ def test_damage_is_told_and_named(tmp_path: Path, image: Image.Image) -> None:
     assert not files.is_damaged(path)
     assert files.open_image(path).tobytes() == image.tobytes()
     start = whole.index(b"IDAT")
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
     end = chunk(b"IEND", b"")
     damaged = [
         whole[: start + 2000] + bytes(4000) + whole[start + 6000 :],
         whole[: start + 100] + bytes([whole[start + 100] ^ 1]) + whole[start + 101 :],
         whole[: start + 100],
-        files.PNG_START + header + end,
+        header(8, 8) + end,
         b"text",
         b"",
     ]
@@ -127,11 +191,62 @@ def test_damage_is_told_and_named(tmp_path: Path, image: Image.Image) -> None:
         assert files.is_damaged(path)
         with pytest.raises(ValueError, match=f"expected {re.escape(str(path))} to be a whole image, got one"):
             files.open_image(path)
-    path.write_bytes(files.PNG_START + header + chunk(b"IDAT", b"no zlib") + end)
+    path.write_bytes(header(8, 8) + chunk(b"IDAT", b"no zlib") + end)
     with pytest.raises(ValueError, match=re.escape(str(path))):
         files.open_image(path)
     with pytest.raises(FileNotFoundError):
         files.open_image(tmp_path / "missing.png")
+
+
+@pytest.mark.parametrize("place", [b"versions", b"IHDR", b"IEND"])
+def test_a_damaged_image_is_known_by_its_texts(tmp_path: Path, image: Image.Image, place: bytes) -> None:
+    path = tmp_path / "fox.png"
+    texts = files.describe_image("a fox", 7, {"steps": 30})
+    whole = bytearray(files.encode_png(image, texts))
+    whole[whole.index(place) + (len(b"versions") + 9 if place == b"versions" else 4)] ^= 1
+    path.write_bytes(whole)
+    assert not files.is_cut_off(path) or place == b"IEND"
+    assert files.difference(files.read_texts(path), texts) is None
+    assert files.is_damaged(path)
+
+
+@pytest.mark.parametrize("place", [b"a fox", b'{"steps', b"30}", b"settings"])
+def test_damaged_texts_are_not_taken_for_those_of_this_run(tmp_path: Path, image: Image.Image, place: bytes) -> None:
+    path = tmp_path / "fox.png"
+    texts = files.describe_image("a fox", 7, {"steps": 30})
+    whole = bytearray(files.encode_png(image, texts))
+    for value in (0, 0xFF, ord("4")):
+        whole[whole.index(place)] = value
+        path.write_bytes(whole)
+        assert not files.is_cut_off(path)
+        assert files.difference(files.read_texts(path), texts) is not None
+        whole = bytearray(files.encode_png(image, texts))
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_images_of_too_many_pixels(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "fox.png"
+    texts = chunk(b"iTXt", b"prompt\0\0\0\0\0a fox")
+    path.write_bytes(header(side, side) + texts + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=f"to be a whole image, got one that is too large: .*{side**2} pixels"):
+        files.open_image(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert files.read_texts(path) == {"prompt": "a fox"}  # nothing is decoded
+        assert not files.is_damaged(path)
+        with pytest.raises(ValueError, match="too large"):
+            files.open_image(path)
+    assert caught == []
+
+
+def test_images_are_opened_without_warnings(tmp_path: Path, image: Image.Image) -> None:
+    path = tmp_path / "fox.png"
+    content = files.encode_png(image)
+    start = content.index(b"IDAT") - 4
+    path.write_bytes(content[:start] + chunk(b"acTL", bytes(8)) + content[start:])
+    with pytest.warns(UserWarning, match="Invalid APNG"), Image.open(path):
+        pass
+    assert files.open_image(path).tobytes() == image.tobytes()
 
 
 def test_only_pictures_of_a_kind_are_replaceable(tmp_path: Path, image: Image.Image) -> None:
@@ -141,6 +256,8 @@ def test_only_pictures_of_a_kind_are_replaceable(tmp_path: Path, image: Image.Im
     assert files.is_replaceable(path, "contact sheet")
     assert not files.is_replaceable(path, "demonstration")
     path.write_bytes(path.read_bytes()[:-10])
+    assert files.is_replaceable(path, "contact sheet")
+    path.write_bytes(bytes(len(path.read_bytes())))
     assert files.is_replaceable(path, "contact sheet")
     files.write_png(path, image)
     assert not files.is_replaceable(path, "contact sheet")

@@ -2,7 +2,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from style_aligned.mini import Mini
-from style_aligned.reference import default_size
+from style_aligned.models import default_size
 from style_aligned.sampling import generate
-from style_aligned.style import Style
-from style_aligned.style_file import StyleError
+from style_aligned.style import SETTINGS, Style
+from style_aligned.style_file import MAX_PROMPT, StyleError, check_settings
 from tests.oracle import relative_error
 
 SIZE = (64, 64)
@@ -154,6 +156,24 @@ def png(width: int, height: int, kind: str = "PNG") -> Tensor:
     return torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def with_chunk(picture: Tensor, name: bytes, content: bytes, *, before: bytes) -> Tensor:
+    """Put a chunk into a PNG."""
+    whole = picture.numpy().tobytes()
+    start = whole.index(before) - 4
+    return torch.frombuffer(bytearray(whole[:start] + chunk(name, content) + whole[start:]), dtype=torch.uint8)
+
+
+def empty_png(width: int, height: int) -> Tensor:
+    """A PNG of any size without its pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    content = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
 def rewrite(style: Style, path: Path, settings: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a style with other settings and tensors (None leaves them out), and a checksum that is right for them."""
     style.save(path)
@@ -182,7 +202,8 @@ def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> 
     ("settings", "message"),
     [
         ({"format": 2}, "to have format 1, got 2"),
-        ({"size": [65_536, 65_536]}, r"expected latents of shape \[4, 4, 8192, 8192\] .* got \[4, 4, 8, 16\]"),
+        ({"size": [65_536, 64]}, r"expected latents of shape \[4, 4, 8192, 8\] .* got \[4, 4, 8, 16\]"),
+        ({"size": [65_536, 65_536]}, "expected at most 268435456 elements in the latents of all steps, got 1073741824"),
         ({"size": [8_000_000, 64]}, "expected a size of multiples of 8, at least 64 and at most 65536, got 8000000x64"),
         ({"size": [64.0, 128]}, "expected a size of multiples of 8"),
         ({"size": [64]}, r"expected a size of height and width, got \[64\]"),
@@ -191,6 +212,7 @@ def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> 
         ({"num_inference_steps": 99}, r"expected latents of shape \[100, 4, 8, 16\]"),
         ({"num_inference_steps": 3.0}, "expected num_inference_steps between 1 and 1000, got 3.0"),
         ({"num_inference_steps": 1001}, "expected num_inference_steps between 1 and 1000, got 1001"),
+        ({"prompt": "a" * 32_769}, "expected prompts of at most 32768 characters, got one of 32769"),
         ({"prompt": 5}, "expected a prompt with at least one word, got 5"),
         ({"negative_prompt": 5}, "expected negative_prompt to be a text, got 5"),
         ({"seed": -1}, "expected seed to be an integer between 0 and 2\\*\\*63 - 1, got -1"),
@@ -207,7 +229,7 @@ def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> 
         ({"model": {}}, r"to say class, .* of its model, got \{\}"),
         ({"solver": ["DDIM"]}, r"to name its solver, got \['DDIM'\]"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:99],
 )
 def test_absurd_settings(style: Style, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     rewrite(style, tmp_path / "fox.safetensors", settings, {})
@@ -227,9 +249,15 @@ def test_absurd_settings(style: Style, tmp_path: Path, settings: dict[str, Any],
         ({"pooled_text_embedding": torch.zeros(2, 3, 4)}, r"of shape \[2, any\] in .* got \[2, 3, 4\]"),
         ({"preview": torch.zeros(9)}, "expected preview of bytes in .* got F32"),
         ({"preview": torch.zeros(9, dtype=torch.uint8)}, "to be a PNG of at most 128x128 pixels"),
-        ({"preview": png(9000, 9000)}, "to be a PNG of at most 128x128 pixels"),
-        ({"preview": png(9, 9, "JPEG")}, "to be a PNG of at most 128x128 pixels"),
-        ({"preview": png(99, 99)[:-30]}, "to be a PNG of at most 128x128 pixels"),
+        ({"preview": empty_png(9000, 9000)}, "to be a PNG of at most 128x128 pixels, got one of 9000x9000"),
+        ({"preview": empty_png(10_000, 10_000)}, "of at most 128x128 pixels, got .*100000000 pixels"),
+        ({"preview": empty_png(50_000, 50_000)}, "of at most 128x128 pixels, got .*2500000000 pixels"),
+        ({"preview": png(9, 9, "JPEG")}, "to be a PNG of at most 128x128 pixels, got none"),
+        ({"preview": png(99, 99)[:-30]}, "to be a PNG of at most 128x128 pixels, got one that cannot be read: "),
+        (
+            {"preview": with_chunk(png(99, 99), b"iCCP", b"\0", before=b"IEND")},  # an IndexError
+            "to be a PNG of at most 128x128 pixels, got one that cannot be read: ",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
@@ -237,6 +265,73 @@ def test_absurd_tensors(style: Style, tmp_path: Path, tensors: dict[str, Any], m
     rewrite(style, tmp_path / "fox.safetensors", {}, tensors)
     with pytest.raises(StyleError, match=message):
         Style.load(tmp_path / "fox.safetensors")
+
+
+def test_a_preview_is_read_without_warnings(style: Style, tmp_path: Path) -> None:
+    rewrite(
+        style, tmp_path / "fox.safetensors", {}, {"preview": with_chunk(png(9, 9), b"acTL", bytes(8), before=b"IDAT")}
+    )
+    assert Style.load(tmp_path / "fox.safetensors").preview.size == (9, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("clip_text_embedding", [2, 64, 131_073], "expected at most 16777216 elements in clip_text_embedding of"),
+        ("pooled_text_embedding", [2, 8_388_609], "expected at most 16777216 elements in pooled_text_embedding of"),
+        ("preview", [16_777_217], "expected at most 16777216 elements in preview of"),
+        ("preview", [16_777_216], "its checksum differs"),
+    ],
+)
+def test_large_tensors_are_refused_before_they_are_read(
+    style: Style, tmp_path: Path, name: str, shape: list[int], message: str
+) -> None:
+    path = tmp_path / "fox.safetensors"
+    style.save(path)
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    header[name]["shape"] = shape
+    end = 0
+    for part in header.keys() - {"__metadata__"}:
+        start, end = end, end + math.prod(header[part]["shape"]) * (1 if part == "preview" else 4)
+        header[part]["data_offsets"] = [start, end]
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)  # zeros that take no place
+    with pytest.raises(StyleError, match=message):
+        Style.load(path)
+
+
+def test_the_longest_prompts_come_back(style: Style, tmp_path: Path) -> None:
+    texts = {"prompt": "🦊" * MAX_PROMPT, "negative_prompt": "􏿿" * MAX_PROMPT}  # no others take more bytes
+    dataclasses.replace(style, **texts).save(tmp_path / "fox.safetensors")
+    loaded = Style.load(tmp_path / "fox.safetensors")
+    assert {"prompt": loaded.prompt, "negative_prompt": loaded.negative_prompt} == texts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"negative_prompt": "a" * 32_769}, "expected prompts of at most 32768 characters, got one of 32769"),
+        ({"num_inference_steps": 64, "size": (8192, 8192)}, "expected at most 268435456 elements"),
+        ({"options": {"full_attention_share": True}}, "expected options without full_attention_share"),
+    ],
+    ids=lambda value: str(value)[:99],
+)
+def test_what_could_not_be_loaded_is_not_saved(
+    style: Style, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(style, **settings).save(tmp_path / "fox.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_largest_latents(style: Style) -> None:
+    settings = {name: getattr(style, name) for name in SETTINGS} | {"size": (8192, 8192)}
+    check_settings(settings | {"num_inference_steps": 63})
+    with pytest.raises(ValueError, match="got 272629760 with 64 steps of a size of 8192x8192"):
+        check_settings(settings | {"num_inference_steps": 64})
 
 
 @pytest.mark.parametrize("settings", ["[1]", "null", '{"format": 1', "[" * 100_000, "text"], ids=lambda text: text[:9])
@@ -321,6 +416,12 @@ def test_an_overflow_is_no_style(model: Mini) -> None:
     ("arguments", "message"),
     [
         ({"prompt": " "}, "expected a prompt with at least one word, got an empty one"),
+        ({"prompt": "a" * 32_769}, "expected prompts of at most 32768 characters, got one of 32769"),
+        ({"negative_prompt": "a" * 32_769}, "expected prompts of at most 32768 characters, got one of 32769"),
+        (
+            {"size": (8192, 8192), "num_inference_steps": 64},
+            "expected at most 268435456 elements in the latents of all steps, got 272629760 with 64 steps of a size of",
+        ),
         ({"num_inference_steps": 0}, "expected num_inference_steps between 1 and 1000, got 0"),
         ({"condition_scale": float("nan")}, "expected condition_scale between -10000 and 10000, got nan"),
         ({"size": (100, 64)}, "expected a size of multiples of 8, at least 64 and at most 65536, got 100x64"),
@@ -332,7 +433,7 @@ def test_an_overflow_is_no_style(model: Mini) -> None:
         ),
         ({"options": {"scale": -1.0}}, "expected scale to be a finite number of at least 0, got -1"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:99],
 )
 def test_wrong_settings(model: Mini, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

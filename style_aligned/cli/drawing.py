@@ -68,20 +68,28 @@ def start_reference(model: Model, prompt: str, settings: Settings) -> Reference:
     )
 
 
-def finish_style(model: Model, reference: Reference, image_set: ImageSet, progress: Progress) -> Style:
-    """Make the style of a set from its reference, and write it to its file.
+def finish_style(model: Model, reference: Reference, progress: Progress) -> Style:
+    """Make a style from its reference.
 
     Args:
         model: The model.
         reference: The reference, of which steps may be left to do.
-        image_set: The set.
-        progress: Told of those steps.
+        progress: Told of those steps, and of the image.
     """
     style = Style.from_reference(model, reference, on_step=progress.step)
-    image_set.folder.mkdir(parents=True, exist_ok=True)
-    style.save(image_set.folder / existing.STYLE)
     progress.image()
     return style
+
+
+def save_style(style: Style, image_set: ImageSet) -> None:
+    """Write the style of a set to its file.
+
+    Args:
+        style: The style.
+        image_set: The set.
+    """
+    image_set.folder.mkdir(parents=True, exist_ok=True)
+    style.save(image_set.folder / existing.STYLE)
 
 
 def make_images(
@@ -117,7 +125,8 @@ def make_images(
         samples = generate(model, style, force=force, bank_device=bank_device, **arguments)
     if isinstance(style, Reference):
         samples = chain([next(samples)], samples)  # the steps of the reference are done along with the first images'
-        style = finish_style(model, style, image_set, progress)
+        style = finish_style(model, style, progress)
+        save_style(style, image_set)
     if image_set.reference in pending:
         texts = describe_image(style.prompt, style.seed, existing.reference_settings(style, described))
         write_png(image_set.reference, style.image(model), texts)

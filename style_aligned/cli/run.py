@@ -52,12 +52,16 @@ def generate(
 
     # all styles before any image: what can be told without drawing is told at once
     styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
+    finished: list[tuple[Style, sets.ImageSet]] = []
     for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
         if isinstance(style, Reference) and existing.has_images(image_set):
             with Progress.show(1, settings.steps) as progress:  # only its trajectory tells whether they are of this run
                 progress.describe("reference")
-                styles[index] = drawing.finish_style(model, style, image_set, progress)
+                styles[index] = style = drawing.finish_style(model, style, progress)
+            finished.append((style, image_set))
     pending = existing.find_pending(planned, styles, described, force=force)
+    for style, image_set in finished:  # not beside images that were refused
+        drawing.save_style(style, image_set)
     counts = [
         drawing.count_work(image_set, paths, batch_size=batch_size) + isinstance(style, Reference)
         for image_set, style, paths in zip(planned, styles, pending, strict=True)
@@ -94,9 +98,7 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
     library.warn_about_size(model, settings.size or library.trained_size(model))
     with Progress.show(1, settings.steps) as progress:
         progress.describe("reference")
-        started = drawing.start_reference(model, reference, settings)
-        style = Style.from_reference(model, started, on_step=progress.step)
-        progress.image()
+        style = drawing.finish_style(model, drawing.start_reference(model, reference, settings), progress)
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
     typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')

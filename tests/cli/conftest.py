@@ -54,6 +54,11 @@ def assert_error(result: tuple[int, str, str], pattern: str) -> None:
     assert re.search(pattern, error), error
 
 
+def error_lines(error: str) -> list[str]:
+    """Give the lines on standard error that are no warnings."""
+    return [line for line in error.splitlines() if not line.startswith("style-aligned: warning: ")]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

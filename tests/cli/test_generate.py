@@ -5,7 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from style_aligned import sampling
+from style_aligned.cli import drawing
+from style_aligned.cli.console import Progress
 from style_aligned.files import read_texts
 from style_aligned.mini import Mini
 from style_aligned.style import Style
@@ -110,3 +114,122 @@ def test_prompts_of_no_known_word(run: Run, tmp_path: Path) -> None:
         "style-aligned: warning: 3 prompts are without any word that the embedded model knows, such as '!!!':"
         " it draws anything",
     ]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "options", "expected"),
+    [
+        (32, [], [2, 4, 2] * 2),  # rows at each of two steps: two halves of the reference, then of two images, and one
+        (32, ["--compare"], [2, 4, 2] * 2 + [4, 2] * 2),
+        (2, [], [2, 4] * 2 + [2, 2] * 2),  # recorded anew for the second chunk
+        (32, ["--reference", "a dog, ink"], [2, 4, 2] * 4),
+    ],
+    ids=["set", "compare", "chunks", "two sets"],
+)
+def test_the_reference_goes_through_the_model_once_a_step(
+    run: Run,
+    random_mini: Mini,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    options: list[str],
+    expected: list[int],
+) -> None:
+    monkeypatch.setattr(drawing, "CHUNK", chunk)
+    prompts = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "a rocket", "--batch-size", "2"]
+    rows: list[int] = []
+    hook = random_mini.unet.register_forward_hook(lambda unet, arguments, output: rows.append(len(arguments[0])))
+    try:
+        assert run("generate", *FOX, *prompts, *options, "--output", tmp_path)[0] == 0
+    finally:
+        hook.remove()
+    assert rows == expected
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> list["Bar"]:
+    """Have what is shown as progress collected."""
+    shown: list[Bar] = []
+
+    class Collected(Bar):
+        def __init__(self, images: int, steps: int) -> None:
+            super().__init__(images, steps)
+            shown.append(self)
+
+    monkeypatch.setattr("style_aligned.cli.run.Progress", Collected)
+    return shown
+
+
+class Bar(Progress):
+    """Adds up what it is told."""
+
+    def __init__(self, images: int, steps: int) -> None:
+        super().__init__(images, steps)
+        self.announced, self.images, self.steps = (images, steps), 0, 0
+
+    def step(self, count: int = 1) -> None:
+        super().step(count)
+        assert count > 0
+        self.steps += count
+
+    def image(self) -> None:
+        super().image()
+        self.images += 1
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        return self.images, self.steps
+
+
+@pytest.mark.parametrize(
+    ("chunk", "options", "expected"),
+    [
+        (32, [], (4, 8)),  # a reference and three images, of two steps each
+        (2, [], (4, 8)),
+        (2, ["--compare"], (7, 14)),
+        (32, ["--style", "dog.safetensors"], (7, 17)),  # three images of three steps: the style is there
+        (2, ["--reference", "a dog", "--compare"], (14, 28)),
+    ],
+    ids=["set", "chunks", "compare", "with a style file", "two sets"],
+)
+def test_all_that_is_announced_is_counted(
+    run: Run,
+    bars: list[Bar],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    options: list[str],
+    expected: tuple[int, int],
+) -> None:
+    file = tmp_path / "dog.safetensors"
+    if "--style" in options:
+        assert run("style", "make", "--reference", "a dog", "--size", "64", "--steps", "3", "--output", file)[0] == 0
+        bars.clear()
+    monkeypatch.setattr(drawing, "CHUNK", chunk)
+    out = tmp_path / "out"
+    command = ["generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--prompt", "a rocket", "--batch-size", "2"]
+    command += [str(file) if option == file.name else option for option in options]
+    assert run(*command, "--output", out)[0] == 0
+    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [expected]
+
+    # the one that is gone, and the one that shares its micro-batch
+    bars.clear()
+    sorted(out.rglob("000-a-cat.png"))[0].unlink()
+    assert run(*command, "--output", out)[0] == 0
+    assert [bar.announced for bar in bars] == [bar.counted for bar in bars]
+    assert [bar.images for bar in bars] == [2]
+
+
+def test_a_reference_that_is_made_for_images_that_are_there_is_counted(
+    run: Run, bars: list[Bar], tmp_path: Path
+) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--batch-size", "1", "--output", tmp_path]
+    assert run(*command)[0] == 0
+    (tmp_path / "style.safetensors").unlink()
+    (tmp_path / "001-a-dog.png").unlink()
+    bars.clear()
+    assert run(*command)[0] == 0
+    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [(1, 2), (1, 2)]
+    bars.clear()
+    assert run("style", "make", *FOX, "--output", tmp_path / "fox.safetensors")[0] == 0
+    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [(1, 2)]

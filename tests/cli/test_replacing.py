@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from PIL import Image
 
 from style_aligned.files import is_damaged, read_texts, write_png
 from style_aligned.mini import Mini
-from style_aligned.reference import describe_model
-from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents
+from style_aligned.models import describe_model
+from style_aligned.style import Style
+from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents, error_lines
 
 
 def test_images_of_other_settings_are_not_replaced(run: Run, loads: list[Any], tmp_path: Path) -> None:
@@ -149,3 +151,48 @@ def test_images_of_another_decoder_are_not_replaced(run: Run, random_mini: Mini,
         assert "is of another run: it has decoder=" in error.splitlines()[-1]
     finally:
         weight.data.copy_(before)
+
+
+def test_the_style_of_another_model_in_the_folder(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path]
+    assert run(*command)[0] == 0
+    whole, path = contents(tmp_path), tmp_path / "style.safetensors"
+    style = Style.load(path)
+
+    def assert_refused(field: str, name: str, value: object) -> None:
+        replace(style, **{field: {**getattr(style, field), name: value}}).save(path)
+        before = contents(tmp_path)
+        code, output, error = run(*command)
+        assert (code, output) == (2, "")
+        (line,) = error_lines(error)
+        assert f"error: {path} is of another run: expected a {field} with {name}={value}, as the style's, got " in line
+        assert line.endswith("(--force replaces it)")
+        assert contents(tmp_path) == before
+
+    assert_refused("model", "class", "StableDiffusion_1")
+    assert_refused("solver", "name", "PNDM")
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    assert_refused("model", "precision", "bfloat16")  # images or not
+    assert run(*command, "--force")[0] == 0
+    assert contents(tmp_path) == whole
+
+
+def test_a_refusal_leaves_no_new_style_beside_the_images_of_another(
+    run: Run, random_mini: Mini, tmp_path: Path
+) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path]
+    assert run(*command)[0] == 0
+    (tmp_path / "style.safetensors").unlink()
+    before = contents(tmp_path)
+    weight = next(random_mini.unet.parameters())
+    own = weight.clone()
+    try:
+        weight.data += 1
+        code, output, error = run(*command)
+        assert (code, output) == (2, "")
+        assert "is of another run: it has model=" in error.splitlines()[-1]
+        assert contents(tmp_path) == before
+    finally:
+        weight.data.copy_(own)
+    assert run(*command)[1].startswith("0 new images ")

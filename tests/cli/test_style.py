@@ -1,11 +1,19 @@
 """Style files: made, shown, and damaged."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.cli.conftest import SMALL, Run, assert_error, read_image
+from style_aligned.denoising import TextEmbedding
+from style_aligned.files import read_texts
+from style_aligned.mini import Mini
+from style_aligned.sampling import generate
+from style_aligned.style import Style
+from tests.cli.conftest import SMALL, Run, assert_error, error_lines, read_image
 
 
 def test_show_style(run: Run, tmp_path: Path) -> None:
@@ -80,3 +88,70 @@ def test_damaged_style_files(run: Run, loads: list[Any], tmp_path: Path) -> None
         assert_error(run("style", "show", file), "fox.safetensors")
     assert loads == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def style(run: Run, tmp_path: Path) -> Style:
+    """A style of the model that the commands load."""
+    assert run("style", "make", "--reference", "a fox", *SMALL, "--output", tmp_path / "fox.safetensors")[0] == 0
+    return Style.load(tmp_path / "fox.safetensors")
+
+
+def convert(style: Style, dtype: torch.dtype) -> Style:
+    """Give a style as a model of another precision would have made it."""
+    text = TextEmbedding(*(tensor.to(dtype=dtype) for tensor in style.text.tensors.values()))
+    model = {**style.model, "precision": str(dtype).removeprefix("torch.")}
+    return replace(style, latents=style.latents.to(dtype=dtype), text=text, model=model)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value"),
+    [
+        ("model", "class", "StableDiffusion_1"),
+        ("model", "classifier_free_guidance", False),
+        ("solver", "name", "PNDM"),
+        ("solver", "num_train_timesteps", 500),
+        ("model", "precision", "float16"),
+        ("model", "fingerprint", "0123456789abcdef"),
+    ],
+)
+def test_styles_of_other_models_are_refused(
+    run: Run, style: Style, tmp_path: Path, field: str, name: str, value: object
+) -> None:
+    own = getattr(style, field)
+    other = replace(style, **{field: {**own, name: value}})
+    if name == "precision":
+        other = convert(style, torch.float16)
+    if name == "classifier_free_guidance":
+        text = TextEmbedding(*(tensor[-1:] for tensor in style.text.tensors.values()))
+        other = replace(other, text=text)
+    other.save(tmp_path / "other.safetensors")
+    out = tmp_path / "out"
+    command = ["generate", "--style", tmp_path / "other.safetensors", "--prompt", "a cat", "--output", out]
+    kind = "model" if field == "model" else "solver"
+    expected = f"style-aligned: error: expected a {kind} with {name}={value}, as the style's, got {own[name]}"
+    is_forcible = name in ("precision", "fingerprint")
+    expected += " (--force lets it pass)" if is_forcible else ""
+    for options in ([], ["--reference", "a dog", *SMALL] if is_forcible else ["--force"]):
+        code, output, error = run(*command, *options)
+        assert (code, output) == (2, "")
+        assert error_lines(error) == [expected]
+        assert not out.exists()
+
+
+def test_a_style_of_another_precision_takes_force(run: Run, random_mini: Mini, style: Style, tmp_path: Path) -> None:
+    other = convert(style, torch.bfloat16)
+    assert other.latents.dtype == torch.bfloat16
+    other.save(tmp_path / "other.safetensors")
+    out = tmp_path / "out"
+    command = ["generate", "--style", tmp_path / "other.safetensors", "--prompt", "a cat", "--output", out, "--force"]
+    code, _, error = run(*command)
+    assert code == 0, error
+    settings = json.loads(read_texts(out / "000-a-cat.png")["settings"])
+    assert settings["model"]["precision"] == "float32"  # of what has drawn it
+    (sample,) = generate(random_mini, other, ["a cat"], force=True)
+    assert read_image(out / "000-a-cat.png").tobytes() == sample.image.tobytes()
+    assert read_image(out / "reference.png").tobytes() == other.image(random_mini).tobytes()
+    (as_it_was,) = generate(random_mini, style, ["a cat"])
+    assert not torch.equal(sample.latents, as_it_was.latents)  # it does follow what was rounded
+    assert run(*command)[1].startswith("0 new images ")
