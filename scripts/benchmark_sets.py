@@ -64,7 +64,7 @@ def in_every_batch(model: Model, steps: int) -> Iterator[int]:
 def run_in_turns(ours: Callable[[OnStep], None], theirs: Iterator[int], steps: int) -> tuple[float, float]:
     """Run both, in turns of a batch: what slows the machine down for some seconds slows both of them down.
 
-    Only images are decoded in one go by ours, at the end, and one batch after the other by theirs.
+    Ours decodes all images at the end, theirs after each batch.
 
     Args:
         ours: Runs ours, and calls what it is given after each batch with the number of images in it.

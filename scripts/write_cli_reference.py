@@ -25,9 +25,9 @@ Any number of prompts, for several styles; interrupted, the same command goes on
 
     style-aligned generate --style fox.safetensors --style lion.safetensors --prompts prompts.txt --output grid
 
-Up to 32 images are on their way at a time and written once their steps are done, so that an interruption loses no more
-than those. An image depends in its last bits on what it shares a batch with: keep `--batch-size` to go on with a run,
-and expect as much of the last, smaller batch when prompts are added to it.
+Up to 32 images (or a batch, if that is more) are on their way at a time, with the reference of a new set, and written
+once their steps are done: an interruption loses no more than those. An image depends in its last bits on what it shares
+a batch with. To go on with a run, keep its `--batch-size`.
 
 A line of a `.jsonl` file may give the seed of its image: `{"prompt": "a rocket, neon sign", "seed": 7}`.
 """,

@@ -84,7 +84,8 @@ def draw_demo(
         )
         arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
         aligned = _collect(generate(model, reference, prompts[1:], **arguments), on_image)
-        style = Style.from_reference(model, reference, on_step=on_step)  # a row of one thing has left its steps to do
+        # with a single thing in the row, its steps are still to be done
+        style = Style.from_reference(model, reference, on_step=on_step)
         first = style.image(model)
         if on_image is not None:
             on_image()

@@ -1,5 +1,6 @@
 """Images on disk: whole or not at all, with their settings inside, and the same bytes for the same image."""
 
+import errno
 import io
 import json
 import os
@@ -13,14 +14,15 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 SLUG_LENGTH = 60  # characters
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
-SECTOR = 512  # bytes: disks write no less at once
+BLOCK = 1 << 20  # bytes
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # what Pillow raises for files that are damaged, no image, or one of too many pixels
 UNREADABLE = (*BOMBS, OSError, SyntaxError, ValueError, IndexError, struct.error, zlib.error)
@@ -42,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         with part.open("r+b") as file:
-            os.fsync(file.fileno())  # or a machine that loses power may keep the name, and not what was written
+            _sync(file)
         part.replace(path)
     except BaseException as error:  # an interruption too
         part.unlink(missing_ok=True)
@@ -96,9 +98,7 @@ def read_texts(path: Path) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     try:
-        for name, content, _ in _read_chunks(path):
-            if name == b"IDAT":
-                break
+        for name, content, _ in _read_chunks(path, until=b"IDAT"):
             keyword, _, text = content.partition(b"\0")
             if name == b"tEXt":  # of programs that have copied ours
                 texts[keyword.decode("latin-1")] = text.decode("latin-1")
@@ -143,21 +143,23 @@ def without_warnings() -> Generator[None, None, None]:
 def is_cut_off(path: Path) -> bool:
     """Tell whether a file is one that a machine left behind as it lost power.
 
-    That is one that is empty, one whose start never reached the disk and reads as zeros, or a PNG without its end.
+    That is one that is empty, a PNG without its end, or one that never reached the disk, all or the start of it, and
+    reads as zeros.
 
     Args:
         path: The path of the file.
     """
     with path.open("rb") as file:
-        start = file.read(SECTOR)
-        if not start.strip(b"\0"):
-            return True
-        if not start.startswith(PNG_START):
+        start = file.read(len(PNG_START))
+        is_zero = not start.strip(b"\0")
+        if not is_zero and start != PNG_START:
             return PNG_START.startswith(start)
         file.seek(max(0, file.seek(0, 2) - len(PNG_END)))
         if file.read() == PNG_END:
-            return False
+            return is_zero
         file.seek(0)
+        if is_zero:
+            return not any(block.strip(b"\0") for block in iter(lambda: file.read(BLOCK), b""))
         return PNG_END not in file.read()  # other programs may write something behind the end
 
 
@@ -316,7 +318,16 @@ def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
     return {**(parse_settings(texts) or {}), "prompt": texts.get("prompt"), "seed": texts.get("seed")}
 
 
-def _read_chunks(path: Path) -> Iterator[tuple[bytes, bytes, bool]]:
+def _sync(file: BinaryIO) -> None:
+    """Have a file written to the disk: a machine that loses power might keep its name, and not what is in it."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in UNSYNCED:  # what some network drives say
+            raise
+
+
+def _read_chunks(path: Path, until: bytes | None = None) -> Iterator[tuple[bytes, bytes, bool]]:
     """Read the chunks of a PNG file, as far as they can be told: name, content, and whether the checksum is right."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -325,5 +336,7 @@ def _read_chunks(path: Path) -> Iterator[tuple[bytes, bytes, bool]]:
             return
         while len(head := file.read(8)) == 8 and head[4:].isalpha():
             length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if name == until:
+                return
             content = file.read(min(size, length))  # a damaged length may be gigabytes
-            yield name, content, file.read(4) == zlib.crc32(name + content).to_bytes(4, "big")
+            yield name, content, file.read(4) == zlib.crc32(content, zlib.crc32(name)).to_bytes(4, "big")

@@ -12,6 +12,7 @@ from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.denoising import Model
 
 SAMPLES = 64  # of each parameter, for the fingerprint of a model
+NUMBERS = ("scale", "bias", "backbone_scale")  # of layers such as those of LoRA and FreeU, that are no parameters
 
 
 def default_size(model: Model) -> tuple[int, int]:
@@ -36,8 +37,9 @@ def fingerprint(*modules: fl.Module) -> str:
     """Give a fingerprint of some modules: of samples of each parameter, and of numbers such as the scale of a LoRA."""
     digest = hashlib.sha256()
     for layer in (layer for module in modules for layer in module.modules()):
-        numbers = {name: value for name, value in vars(layer).items() if isinstance(value, float)}
-        digest.update(repr(sorted(numbers.items())).encode())
+        for name in NUMBERS:
+            if isinstance(value := vars(layer).get(name), int | float):
+                digest.update(f"{name}={float(value)}".encode())
     samples: list[Tensor] = []
     parameters = [parameter for module in modules for parameter in module.parameters()]
     for parameter in parameters:

@@ -112,8 +112,8 @@ class Reference(BaseReference):
     """The reference of a set while it is being generated: it becomes a [`Style`][style_aligned.style.Style].
 
     [`generate`][style_aligned.sampling.generate] does its steps along with those of its targets: what goes through the
-    U-Net to be recorded for them is its own step. That saves the passes that making the style beforehand takes. All
-    that is said of it here stays as it is, only `states` grows.
+    U-Net to be recorded for them is its own step. That saves the passes that making the style beforehand takes.
+    Everything else is fixed; only `states` grows.
 
     Attributes:
         states: Its latents before each step so far and before the next one, each with the solver and the source of
@@ -199,7 +199,7 @@ class Reference(BaseReference):
 
         Args:
             model: The model, with its solver.
-            force: Without effect: steps of two models make the style of none.
+            force: Ignored: a reference's steps must all be done by one model.
 
         Raises:
             StyleError: If it was not, with the reason.

@@ -62,7 +62,7 @@ def generate(
 
     At each step the reference goes through the U-Net alone and what the targets need of it is recorded, to be replayed
     for the targets, `batch_size` at a time. The reference does not attend to the targets: the images equal those of one
-    large batch with the reference in front, and none of them depends on the others.
+    large batch with the reference in front, and up to rounding none of them depends on the others.
 
     Args:
         model: The model.

@@ -229,18 +229,16 @@ def walk(chain: fl.Chain, layer_type: type[TLayer]) -> Iterator[tuple[TLayer, fl
 
     What a `Passthrough` holds is left out, since its output is dropped: a ControlNet has attentions of its own.
     """
-
-    def is_wanted(module: fl.Module, _: fl.Chain) -> bool:
-        if isinstance(module, fl.Passthrough):
-            raise StopIteration  # `Chain.walk` does not go into this one then
-        return isinstance(module, layer_type)
-
     if isinstance(chain, layer_type):
         yield chain, chain.parent or chain
         return
-    for module, parent in chain.walk(is_wanted):
-        assert isinstance(module, layer_type)
-        yield module, parent
+    for layer in chain:
+        if isinstance(layer, fl.Passthrough):
+            continue
+        if isinstance(layer, layer_type):
+            yield layer, chain
+        elif isinstance(layer, fl.Chain):
+            yield from walk(layer, layer_type)
 
 
 def check_target(target: fl.Chain, share_group_norm: bool) -> None:

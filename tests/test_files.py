@@ -304,3 +304,28 @@ def test_slugs_fit_file_systems() -> None:
 def test_numbers_sort() -> None:
     assert files.numbered(7, 12, "a fox") == "007-a-fox"
     assert files.numbered(7, 10_001, "a fox") == "00007-a-fox"
+
+
+def test_a_file_that_starts_with_zeros_is_not_ours(tmp_path: Path) -> None:
+    path = tmp_path / "disk.png"
+    path.write_bytes(bytes(3 << 20))
+    assert files.is_cut_off(path)
+    path.write_bytes(bytes(3 << 20) + b"CD001")
+    assert not files.is_cut_off(path)
+    assert not files.is_replaceable(path, "contact sheet")
+
+
+def test_a_drive_that_cannot_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = errno.EINVAL
+
+    def fail(_: int) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    files.write_bytes(tmp_path / "a", b"a")
+    assert (tmp_path / "a").read_bytes() == b"a"
+    number = errno.EIO
+    with pytest.raises(OSError, match="no") as raised:
+        files.write_bytes(tmp_path / "a", b"b")
+    assert raised.value.errno == errno.EIO
+    assert (tmp_path / "a").read_bytes() == b"a"

@@ -285,7 +285,14 @@ def test_the_scale_of_a_lora_counts(fresh_mini: Mini) -> None:
     LoraAdapter(linear, lora).inject(model.unet.ensure_find_parent(linear))
     style = make_style(model)
     style.check(model)
-    lora.scale = 0.3
+    lora.scale = 1  # an integer, but the same
+    style.check(model)
+    for scale in (0.3, 2, 3):
+        lora.scale = scale
+        with pytest.raises(StyleError, match="expected a model with fingerprint="):
+            style.check(model)
+    style = make_style(model)
+    lora.scale = 2
     with pytest.raises(StyleError, match="expected a model with fingerprint="):
         style.check(model)
 

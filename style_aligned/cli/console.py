@@ -63,7 +63,10 @@ def describe(error: BaseException) -> str:
     # for each chain that a layer is in, Refiners puts another error around the layer's: a page long, with the prompts
     causes = [cause for cause in _trace_back(error) if type(cause).__name__ != "ChainError"] or [error]
     if any(_is_out_of_memory(cause) for cause in causes):
-        return "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
+        return (
+            "out of memory: a smaller --batch-size or --size, --dtype bfloat16 and --bank-device cpu take less of it,"
+            " where the command has them"
+        )
     error = causes[0]
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # of a wrong option, such as typer.BadParameter
@@ -85,7 +88,8 @@ def _trace_back(error: BaseException | None) -> Iterator[BaseException]:
     """Give an exception, the one that it comes from, and so on."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        is_told = not error.__suppress_context__ or type(error).__name__ == "ChainError"
+        error = error.__cause__ or (error.__context__ if is_told else None)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from style_aligned.cli import existing, library
 from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.sets import ImageSet, Settings, Target
 from style_aligned.denoising import Model
-from style_aligned.files import describe_image, write_png
+from style_aligned.files import describe_image, is_cut_off, write_png
 from style_aligned.reference import Reference
 from style_aligned.sampling import Sample, generate, generate_unaligned
 from style_aligned.style import Style
@@ -41,7 +41,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
         return style
     size = settings.size or library.trained_size(model)
     path = image_set.folder / existing.STYLE
-    if path.is_file():
+    if path.is_file() and not is_cut_off(path):
         style = _reuse_style(path, model, existing.known_settings(source, settings), size, force=force)
         if style is not None:
             return style
@@ -103,7 +103,7 @@ def make_images(
     bank_device: str | None,
     force: bool,
     progress: Progress,
-) -> None:
+) -> Style:
     """Make the images of a set that are not there yet, and the reference.
 
     Args:
@@ -116,6 +116,9 @@ def make_images(
         bank_device: Where to keep what is recorded of the reference. None means where the model is.
         force: Whether to let the style of other weights pass.
         progress: Told of each step and image.
+
+    Returns:
+        The style.
     """
     progress.describe(_shorten(image_set.source.prompt))
     work = _with_their_batches(image_set.aligned, pending, batch_size)
@@ -138,6 +141,7 @@ def make_images(
         samples = generate_unaligned(model, style, force=force, **_arguments(work, batch_size, progress))
         own = existing.image_settings(style, described, is_aligned=False)
         _write(samples, work, pending, own, progress)
+    return style
 
 
 def count_work(image_set: ImageSet, pending: Set[Path], *, batch_size: int) -> int:
@@ -155,7 +159,6 @@ def _reuse_style(
     try:
         style = Style.load(path)
     except StyleError as error:
-        # images may follow it, and nothing tells any more whether a new one would be the same
         found = f"damaged, or no style file: {error}"
     else:
         try:

@@ -77,38 +77,31 @@ def has_images(image_set: ImageSet) -> bool:
     return any(path.exists() for path in image_set.paths)
 
 
-def find_pending(
-    sets: Sequence[ImageSet], styles: Sequence[Style | Reference], model: Mapping[str, Any], *, force: bool
-) -> list[set[Path]]:
+def find_pending(image_set: ImageSet, style: Style | Reference, model: Mapping[str, Any], *, force: bool) -> set[Path]:
     """Find what is to be made: images that are not there, and those that are damaged.
 
     A damaged one is made again without force if its settings are those of this run: it comes out as it was.
 
     Args:
-        sets: The sets.
-        styles: Their styles. None of the images of one that is still a reference is there.
+        image_set: The set.
+        style: Its style. If that is still a reference, none of the images is there.
         model: What `style_aligned.models.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:
-        The paths of each set's images, the reference's among them.
+        The paths of the set's images, the reference's among them.
 
     Raises:
         ValueError: If an image would be replaced by a different one, unless forced to.
     """
-    assert not any(
-        isinstance(style, Reference) and has_images(image_set) for image_set, style in zip(sets, styles, strict=True)
-    )
-    return [
-        set(image_set.paths)
-        if isinstance(style, Reference)
-        else {
-            target.path
-            for target, settings in _expected(image_set, style, model)
-            if _is_pending(target, settings, force=force)
-        }
-        for image_set, style in zip(sets, styles, strict=True)
-    ]
+    if isinstance(style, Reference):
+        assert not has_images(image_set)
+        return set(image_set.paths)
+    return {
+        target.path
+        for target, settings in _expected(image_set, style, model)
+        if _is_pending(target, settings, force=force)
+    }
 
 
 def find_left_over(output: Path, sets: Sequence[ImageSet]) -> list[Path]:

@@ -21,11 +21,24 @@ def load_model(name: str, *, device: str, dtype: str) -> Model:
 
     from style_aligned.checkpoints import load_model
 
-    kind = torch.device(device).type
-    available = kind == "cpu" or bool(getattr(torch, kind).is_available())
-    if not available:
-        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds none")
+    check_available(device)
     return load_model(name, device=device, dtype=getattr(torch, dtype))
+
+
+def check_available(device: str) -> None:
+    """Check that PyTorch can compute on a device.
+
+    Args:
+        device: Its name.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    import torch
+
+    kind = torch.device(device).type
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds none")
 
 
 def trained_size(model: Model) -> tuple[int, int]:

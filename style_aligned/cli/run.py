@@ -42,6 +42,8 @@ def generate(
     if not force:
         existing.check_existing(output, planned, settings)
 
+    if bank_device is not None:
+        library.check_available(bank_device)
     model = load()
     described = {**describe_model(model), "decoder": fingerprint(model.lda)}
     drawn = [*references, *(prompt.text for prompt in prompts)]
@@ -52,26 +54,27 @@ def generate(
 
     # all styles before any image: what can be told without drawing is told at once
     styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
-    finished: list[tuple[Style, sets.ImageSet]] = []
+    pending: list[set[Path]] = []
     for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
-        if isinstance(style, Reference) and existing.has_images(image_set):
-            with Progress.show(1, settings.steps) as progress:  # only its trajectory tells whether they are of this run
-                progress.describe("reference")
-                styles[index] = style = drawing.finish_style(model, style, progress)
-            finished.append((style, image_set))
-    pending = existing.find_pending(planned, styles, described, force=force)
-    for style, image_set in finished:  # not beside images that were refused
-        drawing.save_style(style, image_set)
+        if isinstance(style, Style) or not existing.has_images(image_set):
+            pending.append(existing.find_pending(image_set, style, described, force=force))
+            continue
+        with Progress.show(1, settings.steps) as progress:  # only its trajectory tells whether they are of this run
+            progress.describe("reference")
+            finished = drawing.finish_style(model, style, progress)
+        pending.append(existing.find_pending(image_set, finished, described, force=force))
+        drawing.save_style(finished, image_set)  # not beside images that were refused
+        styles[index] = finished
     counts = [
         drawing.count_work(image_set, paths, batch_size=batch_size) + isinstance(style, Reference)
         for image_set, style, paths in zip(planned, styles, pending, strict=True)
     ]
     steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
     with Progress.show(sum(counts), steps) as progress:
-        for image_set, style, paths in zip(planned, styles, pending, strict=True):
-            drawing.make_images(
+        for index, (image_set, paths) in enumerate(zip(planned, pending, strict=True)):
+            styles[index] = drawing.make_images(
                 model,
-                style,
+                styles[index],
                 image_set,
                 paths,
                 described,

@@ -201,7 +201,10 @@ def fail_with(error: Exception) -> Callable[[str], Any]:
     ],
 )
 def test_out_of_memory_says_what_helps(fail: Callable[[str], Any]) -> None:
-    hint = "out of memory: try a smaller --batch-size or --size, or --dtype bfloat16"
+    hint = (
+        "out of memory: a smaller --batch-size or --size, --dtype bfloat16 and --bank-device cpu take less of it,"
+        " where the command has them"
+    )
     assert describe(raise_in_a_layer(fail)) == hint
     with pytest.raises(Exception) as caught:  # noqa: PT011 (each fails in its own way)
         fail("")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from style_aligned import sampling
 from style_aligned.cli import drawing
@@ -13,7 +14,7 @@ from style_aligned.cli.console import Progress
 from style_aligned.files import read_texts
 from style_aligned.mini import Mini
 from style_aligned.style import Style
-from tests.cli.conftest import FOX, SMALL, Run, contents, read_image
+from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents, read_image
 
 
 def test_images_and_their_settings(run: Run, loads: list[Any], random_mini: Mini, tmp_path: Path) -> None:
@@ -233,3 +234,12 @@ def test_a_reference_that_is_made_for_images_that_are_there_is_counted(
     bars.clear()
     assert run("style", "make", *FOX, "--output", tmp_path / "fox.safetensors")[0] == 0
     assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [(1, 2)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_bank_device_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out", "--bank-device"]
+    assert_error(run(*command, "cuda"), "expected a device that is there, got 'cuda'")
+    assert_error(run(*command, "toaster"), "expected --bank-device to be cpu, cuda, cuda:1, mps or xpu, got 'toaster'")
+    assert not (tmp_path / "out").exists()
+    assert run(*command, "cpu")[0] == 0

@@ -317,3 +317,13 @@ def test_what_other_options_have_left_over_is_told(run: Run, tmp_path: Path) -> 
     assert f"1 image of an earlier run is still there, such as {folder / 'unaligned'}" in run(*command)[2]
     _, _, error = run(*command, "--reference", "a dog", "--force")
     assert f"3 images of earlier runs are still there, such as {folder / '000-a-cat.png'}" in error
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000)], ids=["empty", "zeros"])
+def test_a_style_that_a_loss_of_power_has_left(run: Run, tmp_path: Path, content: bytes) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path]
+    assert run(*command)[0] == 0
+    whole = contents(tmp_path)
+    (tmp_path / "style.safetensors").write_bytes(content)
+    assert run(*command)[0] == 0
+    assert contents(tmp_path) == whole
