@@ -1,8 +1,10 @@
 import pytest
 import torch
+from refiners.foundationals.latent_diffusion.solvers import DDIM
 
 from style_aligned import layers
 from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.style import Style
 
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 
@@ -25,6 +27,23 @@ def random_mini() -> Mini:
 def fresh_mini() -> Mini:
     """One of its own, for what Refiners can do only once to a U-Net: self-attention guidance leaves contexts behind."""
     return build_random_mini()
+
+
+@pytest.fixture
+def model(random_mini: Mini) -> Mini:
+    """The same, with the solver and the guidance that it has at first."""
+    random_mini.solver = DDIM(num_inference_steps=30)
+    random_mini.classifier_free_guidance = True
+    return random_mini
+
+
+@pytest.fixture
+def style(model: Mini) -> Style:
+    """A style with a setting of its own in everything."""
+    return Style.from_prompt(
+        model, "a fox, neon sign", negative_prompt="ink", seed=3, num_inference_steps=3, condition_scale=2.5,
+        size=(64, 128), options={"scale": 0.8, "shift": 0.25},
+    )  # fmt: skip
 
 
 @pytest.fixture(params=["sums", "batch normalization"])

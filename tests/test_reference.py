@@ -16,13 +16,6 @@ STEPS = 3
 PROMPTS = ["a dog, neon sign", "a rocket", "a cat, ink"]
 
 
-@pytest.fixture
-def model(random_mini: Mini) -> Mini:
-    random_mini.solver = DDIM(num_inference_steps=30)
-    random_mini.classifier_free_guidance = True
-    return random_mini
-
-
 def settings(**options: Any) -> dict[str, Any]:
     return {
         "prompt": "a fox, neon sign",

@@ -25,13 +25,6 @@ STEPS = 4
 PROMPTS = ["a dog, neon sign", "a rocket", "a cat, ink", "fox", "dog"]
 
 
-@pytest.fixture
-def model(random_mini: Mini) -> Mini:
-    random_mini.solver = DDIM(num_inference_steps=30)
-    random_mini.classifier_free_guidance = True
-    return random_mini
-
-
 def make_style(model: Any, **options: Any) -> Style:
     return Style.from_prompt(
         model, "a fox, neon sign", negative_prompt="ink", num_inference_steps=STEPS, condition_scale=3.0, size=SIZE,
