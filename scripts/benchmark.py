@@ -39,7 +39,7 @@ Contestant = Callable[[fl.Chain, Tensor], AbstractContextManager[object]]
 
 
 class BoundAttention(fl.ScaledDotProductAttention):
-    """The attention that no implementation can do without: targets to twice as many tokens, taken from nowhere.
+    """What PyTorch's attention cannot do without: that of targets to twice as many tokens, taken from nowhere.
 
     Args:
         attention: The plain attention.
