@@ -5,9 +5,11 @@ import math
 import torch
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
+from refiners.fluxion.layers.attentions import scaled_dot_product_attention as fused_attention
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from style_aligned.blockwise import attend_in_blocks, is_quicker
 from style_aligned.layers import GetReferences, group_size
 
 
@@ -49,7 +51,7 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
             slice_size=attention.slice_size,
         )
         self.attention = attention
-        self.dot_product = self.shifted_dot_product
+        self.dot_product = self.shared_dot_product
         self.shift = shift
         self.set_size = set_size
         self.references_included = references_included
@@ -60,8 +62,8 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
         key: Float[Tensor, "rows shared_tokens dim"],
         value: Float[Tensor, "rows shared_tokens dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
-        # the parent class attends through `shifted_dot_product`
-        attend_to_shared = self.attention if self.shift == 0 else super().forward
+        # the parent class attends through `shared_dot_product`
+        attend_to_shared = super().forward if self.shift != 0 or self.takes_blocks(query, key) else self.attention
         if not self.references_included:
             return attend_to_shared(query, key, value)
 
@@ -76,14 +78,23 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
                 attended.append(attend_to_shared(query[targets], key[targets], value[targets]))
         return torch.cat(attended)
 
-    def shifted_dot_product(
+    def takes_blocks(
+        self, query: Float[Tensor, "rows tokens dim"], key: Float[Tensor, "rows shared_tokens dim"]
+    ) -> bool:
+        """Whether to attend in blocks: where that is quicker, and the attention is Refiners' fused one."""
+        is_fused = (
+            type(self.attention) is fl.ScaledDotProductAttention and self.attention.dot_product is fused_attention
+        )
+        return is_fused and is_quicker(query, key, self.num_heads)
+
+    def shared_dot_product(
         self,
         query: Float[Tensor, "rows heads tokens head_dim"],
         key: Float[Tensor, "rows heads shared_tokens head_dim"],
         value: Float[Tensor, "rows heads shared_tokens head_dim"],
         is_causal: bool = False,
     ) -> Float[Tensor, "rows heads tokens head_dim"]:
-        """Attend with `shift` added to the scores of the second half of the keys.
+        """Attend with `shift` added to the scores of the second half of the keys, or in blocks where there is none.
 
         Args:
             query: The queries.
@@ -92,6 +103,8 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
             is_causal: Always False: sharing has no causal form.
         """
         assert not is_causal
+        if self.shift == 0:
+            return attend_in_blocks(query, key, value)
         own, shared = key.new_zeros(key.shape[-2]).chunk(2)
         limits = torch.finfo(key.dtype)
         bias = torch.cat((own, shared + min(max(self.shift, limits.min), limits.max)))

@@ -1,0 +1,99 @@
+"""Attention in blocks of queries, for CPUs on which fused attention leaves the instructions for bfloat16 unused.
+
+PyTorch's fused attention multiplies bfloat16 matrices by AMX where there is one. On other CPUs it goes at the speed of
+float32, even where matrix products have instructions for bfloat16 (AMD since Zen 4, Intel's Cooper Lake). There,
+attention that is composed of such products is about a quarter faster.
+"""
+
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MANY_KEYS = 1024
+WIDE_HEAD = 64
+"""Keys, and channels of a head, from which on it takes less time than fused attention."""
+BLOCK_SCORES = 1 << 21
+"""Scores of a block, 4 MB: what is computed with them stays in the processor's cache."""
+SMALL_SCORE = 64.0
+"""The score up to which exp(x) is 1 + x + x**2 / 2 for its rounding error x, within the precision of bfloat16."""
+
+
+@cache
+def has_bfloat16_products() -> bool:
+    """Whether this CPU has instructions for products in bfloat16 that fused attention leaves unused."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # not in older versions
+    return capabilities.get("avx512_bf16", False) and not capabilities.get("amx_bf16", False)
+
+
+def is_quicker(query: Float[Tensor, "rows tokens dim"], key: Float[Tensor, "rows keys dim"], num_heads: int) -> bool:
+    """Whether attention in blocks takes less time than fused attention, and can take its place.
+
+    Args:
+        query: The queries.
+        key: The keys.
+        num_heads: The number of heads that they are to be split into.
+    """
+    return (
+        query.is_cpu
+        and query.dtype == torch.bfloat16
+        and key.shape[-2] >= MANY_KEYS
+        and key.shape[-1] >= WIDE_HEAD * num_heads
+        and not torch.is_grad_enabled()  # all weights would be kept for the gradient
+        and not torch.compiler.is_compiling()
+        and has_bfloat16_products()
+    )
+
+
+def attend_in_blocks(
+    query: Float[Tensor, "rows heads tokens head_dim"],
+    key: Float[Tensor, "rows heads keys head_dim"],
+    value: Float[Tensor, "rows heads keys head_dim"],
+) -> Float[Tensor, "rows heads tokens head_dim"]:
+    """Scaled dot product attention, as precise as the fused one though all that it stores is bfloat16.
+
+    A product of bfloat16 matrices is computed in float32 and rounded in the end. A second product that the first one is
+    taken from gives what the rounding has left out, by which the weights are corrected then.
+
+    Args:
+        query: The queries, in bfloat16.
+        key: The keys.
+        value: The values.
+
+    Returns:
+        The attended values.
+    """
+    rows, heads, tokens, head_dim = query.shape
+    keys = key.shape[-2]
+    block = min(max(1, BLOCK_SCORES // keys), tokens)
+    scale = head_dim**-0.5
+    ones = key.new_ones(keys, 1)
+    buffers = query.new_empty(2, block, keys)  # used again by every block, which is quicker than new ones
+    attended = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)
+    for row in range(rows):
+        for head in range(heads):
+            transposed_key, head_value = key[row, head].contiguous().t(), value[row, head].contiguous()
+            # no score is larger than this, by the inequality of Cauchy and Schwarz
+            largest = scale * largest_norm(query[row, head]) * largest_norm(key[row, head])
+            for start in range(0, tokens, block):
+                part = slice(start, start + block)
+                block_query = query[row, head, part]
+                scores, weights = buffers[:, : len(block_query)]
+                torch.addmm(ones[:1], block_query, transposed_key, beta=0, alpha=scale, out=scores)
+                torch.softmax(scores, dim=-1, out=weights)
+                rest = scores.addmm_(block_query, transposed_key, beta=-1, alpha=scale)
+                if largest <= SMALL_SCORE:
+                    weights.addcmul_(weights, rest.addcmul_(rest, rest, value=0.5))
+                else:
+                    weights.mul_(rest.exp_())
+                excess = torch.addmm(
+                    ones[:1], weights, ones, beta=-1
+                ).float()  # over a sum of 1, hence small and precise
+                torch.div(weights @ head_value, 1 + excess, out=attended[row, head, part])
+    return attended
+
+
+def largest_norm(x: Float[Tensor, "tokens dim"]) -> float:
+    """Give the norm of the longest of some vectors."""
+    return float(x.square().sum(dim=-1).max()) ** 0.5
