@@ -1,7 +1,6 @@
-"""Train the embedded model: the autoencoder, then the latents of all drawings, then U-Net and text encoders.
+"""Train the embedded model: the data, the autoencoder, the latents of all drawings, then U-Net and text encoders.
 
-    python -m scripts.mini_data.prepare --output DATA
-    python -m scripts.train_mini --data DATA --output RUN
+    python -m scripts.train_mini --output RUN
 
 Every stage goes on from its last checkpoint in the output folder, so the same command resumes an interrupted run. At
 the end RUN/export holds the weights as the package carries them.
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from scripts.mini_data.prepare import prepare
 from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_autoencoder
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.export import export_autoencoder, export_unet, load_autoencoder
@@ -25,16 +25,16 @@ from scripts.mini_training.latents import encode_drawings
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.unet_stage import UNetSettings, train_unet
 
-STAGES = ("autoencoder", "latents", "unet", "export")
+STAGES = ("data", "autoencoder", "latents", "unet", "export")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with images.npy and index.json")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs, sheets and weights")
+    parser.add_argument("--data", type=Path, help="the drawings; prepared if they are not there (default: OUTPUT/data)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--autoencoder-minutes", type=float, default=AutoencoderSettings.minutes)
-    parser.add_argument("--minutes", type=float, default=UNetSettings.minutes, help="time budget of the U-Net")
+    parser.add_argument("--autoencoder-steps", type=int, default=AutoencoderSettings.steps)
+    parser.add_argument("--steps", type=int, default=UNetSettings.steps, help="of U-Net and text encoders")
     parser.add_argument("--batch-size", type=int, default=UNetSettings.batch_size)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -47,19 +47,22 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     workers = Workers(options.threads if options.device == "cpu" else 1)
     options.output.mkdir(parents=True, exist_ok=True)
-    drawings = Drawings.load(options.data)
+    data = options.data or options.output / "data"
     stages = STAGES if options.stage == "all" else (options.stage,)
     weights = options.output / "export"
 
+    if "data" in stages and not (data / "index.json").exists():
+        prepare(output=data, sources=data / "sources", jobs=options.threads)
+    drawings = Drawings.load(data)
     if "autoencoder" in stages and not (weights / "autoencoder.safetensors").exists():
-        settings = AutoencoderSettings(minutes=options.autoencoder_minutes)
+        settings = AutoencoderSettings(steps=options.autoencoder_steps)
         autoencoder = train_autoencoder(drawings, options.output, settings, options.device, workers, seed=options.seed)
         export_autoencoder(autoencoder, weights)
     if "latents" in stages and not (options.output / "latents.safetensors").exists():
         autoencoder = load_autoencoder(weights, options.device)
         encode_drawings(autoencoder, drawings, options.output / "latents.safetensors")
     if "unet" in stages:
-        settings = UNetSettings(minutes=options.minutes, batch_size=options.batch_size)
+        settings = UNetSettings(steps=options.steps, batch_size=options.batch_size)
         train_unet(drawings, options.output, settings, options.device, workers, seed=options.seed)
     if "export" in stages:
         export_unet(options.output, drawings)

@@ -23,7 +23,7 @@ class AutoencoderSettings:
     """How the autoencoder is trained.
 
     Attributes:
-        minutes: Time budget, over which the learning rate falls to nothing.
+        steps: How many, over which the learning rate falls to nothing.
         batch_size: Crops per step.
         crop: Side of the crops, in pixels.
         whole_every: One step in so many is done on whole pictures instead of crops.
@@ -31,9 +31,11 @@ class AutoencoderSettings:
         noise: Deviation of the noise on the latents (which have unit variance), so that small errors stay small.
         edge_weight: Weight of the difference of gradients, against that of values.
         decay: Decay of the moving average of weights.
+        report_steps: Steps between reports of the quality, with a sheet.
+        save_minutes: Time between checkpoints.
     """
 
-    minutes: float = 14.0
+    steps: int = 2500
     batch_size: int = 16
     crop: int = 128
     whole_every: int = 6
@@ -41,6 +43,8 @@ class AutoencoderSettings:
     noise: float = 0.12
     edge_weight: float = 1.0
     decay: float = 0.998
+    report_steps: int = 500
+    save_minutes: float = 2.0
 
 
 class LatentStatistics:
@@ -189,11 +193,9 @@ def train_autoencoder(
 
     losses: list[float] = []
     last_save = last_log = time.monotonic()
-    next_report = seconds + 180
-    first = step
-    while step == first or seconds < settings.minutes * 60:
+    while step < settings.steps:
         start = time.monotonic()
-        progress = min(1.0, seconds / (settings.minutes * 60))
+        progress = step / settings.steps
         rate = settings.learning_rate * min(1.0, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -210,13 +212,13 @@ def train_autoencoder(
         seconds += now - start
         if now - last_log > 20:
             mean = sum(losses) / len(losses)
-            log(f"autoencoder: step {step} {seconds / 60:.1f} min loss {mean:.4f} lr {rate:.1e}", log_file)
+            place = f"step {step}/{settings.steps} {seconds / 60:.1f} min"
+            log(f"autoencoder: {place} loss {mean:.4f} lr {rate:.1e}", log_file)
             losses, last_log = [], now
-        if now - last_save > 120:
+        if now - last_save > settings.save_minutes * 60:
             save()
             last_save = now
-        if seconds > next_report:
+        if step % settings.report_steps == 0 and step < settings.steps:
             report()
-            next_report = seconds + 180
     save()
     return report()

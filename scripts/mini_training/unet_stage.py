@@ -29,7 +29,7 @@ class UNetSettings:
     """How U-Net and text encoders are trained.
 
     Attributes:
-        minutes: Time budget (by the wall clock, everything included), over which the learning rate falls to nothing.
+        steps: How many, over which the learning rate falls to nothing.
         batch_size: Latents per step.
         learning_rate: At its highest.
         warmup: Steps until the learning rate is at its highest.
@@ -39,10 +39,10 @@ class UNetSettings:
         sheets: How many batches are of sheets: two drawings by one hand side by side, as collections are drawn. On
             them the self-attentions learn to look at another drawing for what a prompt does not say.
         save_minutes: Time between checkpoints.
-        sheet_minutes: Time between sample sheets.
+        sheet_steps: Steps between sample sheets.
     """
 
-    minutes: float = 270.0
+    steps: int = 16000
     batch_size: int = 32
     learning_rate: float = 1.2e-3
     warmup: int = 200
@@ -51,7 +51,7 @@ class UNetSettings:
     unknown: float = 0.05
     sheets: float = 0.4
     save_minutes: float = 5.0
-    sheet_minutes: float = 10.0
+    sheet_steps: int = 1000
 
 
 def kin(records: list[Record]) -> list[list[int]]:
@@ -210,12 +210,10 @@ def train_unet(
     recorded: dict[torch.Size, Objective] = {}  # one for drawings, one for sheets
 
     losses: list[Tensor] = []
-    last_log = time.monotonic()
-    next_save, next_sheet = seconds() + settings.save_minutes * 60, seconds() + 60 * min(5.0, settings.sheet_minutes)
-    total, first = settings.minutes * 60, step
-    while step == first or seconds() < total:  # one step at least: a resumed run always gets on
-        progress = min(1.0, seconds() / total)
-        # flat at first, then down along a cosine: the budget is short, and most is learned at the high rate
+    last_log, next_save = time.monotonic(), seconds() + settings.save_minutes * 60
+    while step < settings.steps:
+        progress = step / settings.steps
+        # flat at first, then down along a cosine: there are few steps, and most is learned at the high rate
         shape = 1.0 if progress < 0.3 else 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
         rate = settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * max(shape, 0.005)
         for group in optimizer.param_groups:
@@ -236,7 +234,7 @@ def train_unet(
             if not math.isfinite(mean):
                 raise FloatingPointError(f"the loss is {mean} at step {step}; the last checkpoint is {checkpoint}")
             log(
-                f"unet: step {step} {seconds() / 60:.1f}/{settings.minutes:.0f} min loss {mean:.4f} lr {rate:.1e} "
+                f"unet: step {step}/{settings.steps} {seconds() / 60:.1f} min loss {mean:.4f} lr {rate:.1e} "
                 f"{pace:.2f} s/step",
                 log_file,
             )
@@ -244,9 +242,8 @@ def train_unet(
         if seconds() > next_save:
             save()
             next_save = seconds() + settings.save_minutes * 60
-        if seconds() > next_sheet:
+        if step % settings.sheet_steps == 0 and step < settings.steps:
             sampler.draw(average, step)
-            next_sheet = seconds() + settings.sheet_minutes * 60
     save()
     sampler.draw(average, step)
     log(f"unet: finished at step {step}, {seconds() / 60:.1f} min", log_file)

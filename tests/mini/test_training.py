@@ -203,9 +203,9 @@ def test_everything_from_data_to_weights(tmp_path: Path) -> None:
     (data / "index.json").write_text(json.dumps(index))
 
     command = ["--data", str(data), "--output", str(run), "--threads", "2", "--device", "cpu", "--batch-size", "4"]
-    main([*command, "--autoencoder-minutes", "0.02", "--minutes", "0.05"])
+    main([*command, "--autoencoder-steps", "3", "--steps", "3"])
     first = load_file(run / "export" / "unet.safetensors")
-    main([*command, "--stage", "unet", "--minutes", "0.1"])
+    main([*command, "--stage", "unet", "--steps", "6"])
     main([*command, "--stage", "export"])
     second = load_file(run / "export" / "unet.safetensors")
     assert first.keys() == second.keys()
