@@ -6,18 +6,20 @@ attention that is composed of such products is about a quarter faster.
 """
 
 from functools import cache
+from itertools import product
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 MANY_KEYS = 1024
 WIDE_HEAD = 64
 """Keys, and channels of a head, from which on it takes less time than fused attention."""
 BLOCK_SCORES = 1 << 21
 """Scores of a block, 4 MB: what is computed with them stays in the processor's cache."""
-SMALL_SCORE = 64.0
-"""The score up to which exp(x) is 1 + x + x**2 / 2 for its rounding error x, within the precision of bfloat16."""
+LARGE_SCORE = 64.0
+"""The score above which exp(x) is not 1 + x + x**2 / 2 for its rounding error x, within the precision of bfloat16."""
 
 
 @cache
@@ -51,10 +53,11 @@ def attend_in_blocks(
     key: Float[Tensor, "rows heads keys head_dim"],
     value: Float[Tensor, "rows heads keys head_dim"],
 ) -> Float[Tensor, "rows heads tokens head_dim"]:
-    """Scaled dot product attention, as precise as the fused one though all that it stores is bfloat16.
+    """Scaled dot product attention, as precise as bfloat16 allows though all that it stores is bfloat16.
 
     A product of bfloat16 matrices is computed in float32 and rounded in the end. A second product that the first one is
-    taken from gives what the rounding has left out, by which the weights are corrected then.
+    taken from gives what the rounding has left out, by which the weights are corrected then. Heads whose scores may be
+    large are left to fused attention: their errors are too, and their weights so small that they slow everything down.
 
     Args:
         query: The queries, in bfloat16.
@@ -71,26 +74,24 @@ def attend_in_blocks(
     ones = key.new_ones(keys, 1)
     buffers = query.new_empty(2, block, keys)  # used again by every block, which is quicker than new ones
     attended = query.new_empty(rows, tokens, heads, value.shape[-1]).transpose(1, 2)
-    for row in range(rows):
-        for head in range(heads):
-            transposed_key, head_value = key[row, head].contiguous().t(), value[row, head].contiguous()
-            # no score is larger than this, by the inequality of Cauchy and Schwarz
-            largest = scale * largest_norm(query[row, head]) * largest_norm(key[row, head])
-            for start in range(0, tokens, block):
-                part = slice(start, start + block)
-                block_query = query[row, head, part]
-                scores, weights = buffers[:, : len(block_query)]
-                torch.addmm(ones[:1], block_query, transposed_key, beta=0, alpha=scale, out=scores)
-                torch.softmax(scores, dim=-1, out=weights)
-                rest = scores.addmm_(block_query, transposed_key, beta=-1, alpha=scale)
-                if largest <= SMALL_SCORE:
-                    weights.addcmul_(weights, rest.addcmul_(rest, rest, value=0.5))
-                else:
-                    weights.mul_(rest.exp_())
-                excess = torch.addmm(
-                    ones[:1], weights, ones, beta=-1
-                ).float()  # over a sum of 1, hence small and precise
-                torch.div(weights @ head_value, 1 + excess, out=attended[row, head, part])
+    for row, head in product(range(rows), range(heads)):
+        one_query, one_key, one_value = query[row, head], key[row, head].contiguous(), value[row, head].contiguous()
+        # no score is larger than the product of the norms, by the inequality of Cauchy and Schwarz
+        if not scale * largest_norm(one_query) * largest_norm(one_key) <= LARGE_SCORE:
+            # with all four dimensions, since it is not fused otherwise
+            fused = scaled_dot_product_attention(one_query[None, None], one_key[None, None], one_value[None, None])
+            attended[row, head] = fused[0, 0]
+            continue
+        for start in range(0, tokens, block):
+            part = slice(start, start + block)
+            scores, weights = buffers[:, : len(one_query[part])]
+            torch.addmm(ones[:1], one_query[part], one_key.t(), beta=0, alpha=scale, out=scores)
+            torch.softmax(scores, dim=-1, out=weights)
+            rest = scores.addmm_(one_query[part], one_key.t(), beta=-1, alpha=scale)
+            weights.addcmul_(weights, rest.addcmul_(rest, rest, value=0.5))
+            # the weights sum up to nearly 1: what they exceed it by is small, and precise in bfloat16
+            excess = torch.addmm(ones[:1], weights, ones, beta=-1).float()
+            torch.div(weights @ one_value, 1 + excess, out=attended[row, head, part])
     return attended
 
 

@@ -55,6 +55,14 @@ def test_as_precise_as_fused_attention(deviation: float, head_dim: int) -> None:
     assert ours < max(1.75 * fused, 2**-8)  # the rounding of a single bfloat16
 
 
+def test_heads_with_large_scores_are_left_to_fused_attention() -> None:
+    query, key, value = draw()
+    query[0, 0, 5] *= 64  # one token is enough
+    attended, fused = attend_in_blocks(query, key, value), scaled_dot_product_attention(query, key, value)
+    assert torch.equal(attended[0, 0], fused[0, 0])
+    assert not torch.equal(attended[0, 1], fused[0, 1])
+
+
 @pytest.mark.parametrize("deviation", [1.5, 3.0])
 def test_scores_in_bfloat16_alone_would_not_be(deviation: float) -> None:
     query, key, value = qkv = draw(deviation=deviation)
