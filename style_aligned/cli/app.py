@@ -112,7 +112,11 @@ def generate(
         list[str] | None, typer.Option(metavar="PROMPT", help="Prompt of the reference. Repeat it for several styles.")
     ] = None,
     style: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A style file. Repeat it for several styles.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A style file, with steps, guidance, size and negative prompt of its own. Repeat it for several.",
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What to draw. Repeat it for more images.")
