@@ -28,13 +28,20 @@ from scripts.mini_training.unet_stage import UNetSettings, train_unet
 STAGES = ("data", "autoencoder", "latents", "unet", "export")
 
 
+def positive(text: str) -> int:
+    """A number of steps."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs, sheets and weights")
-    parser.add_argument("--data", type=Path, help="the drawings; prepared if they are not there (default: OUTPUT/data)")
+    parser.add_argument("--data", type=Path, help="the drawings, prepared if there are none (default: OUTPUT/data)")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
-    parser.add_argument("--autoencoder-steps", type=int, default=AutoencoderSettings.steps)
-    parser.add_argument("--steps", type=int, default=UNetSettings.steps, help="of U-Net and text encoders")
+    parser.add_argument("--autoencoder-steps", type=positive, default=AutoencoderSettings.steps)
+    parser.add_argument("--steps", type=positive, default=UNetSettings.steps, help="of U-Net and text encoders")
     parser.add_argument("--batch-size", type=int, default=UNetSettings.batch_size)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -51,8 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     stages = STAGES if options.stage == "all" else (options.stage,)
     weights = options.output / "export"
 
-    if "data" in stages and not (data / "index.json").exists():
-        prepare(output=data, sources=data / "sources", jobs=options.threads)
+    if not (data / "index.json").exists():
+        if "data" not in stages:
+            raise FileNotFoundError(f"no drawings in {data}: expected --stage data or all to prepare them")
+        prepare(output=data, sources=data / "sources")
     drawings = Drawings.load(data)
     if "autoencoder" in stages and not (weights / "autoencoder.safetensors").exists():
         settings = AutoencoderSettings(steps=options.autoencoder_steps)

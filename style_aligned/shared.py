@@ -81,11 +81,11 @@ class SharedScaledDotProductAttention(fl.ScaledDotProductAttention):
     def takes_blocks(
         self, query: Float[Tensor, "rows tokens dim"], key: Float[Tensor, "rows shared_tokens dim"]
     ) -> bool:
-        """Whether to attend in blocks: where that is quicker, and the attention is Refiners' fused one."""
-        is_fused = (
-            type(self.attention) is fl.ScaledDotProductAttention and self.attention.dot_product is fused_attention
-        )
-        return is_fused and is_quicker(query, key, self.num_heads)
+        """Whether to attend in blocks: where that is quicker, and the attention is nothing but Refiners' fused one."""
+        attention = self.attention
+        is_fused = type(attention) is fl.ScaledDotProductAttention and attention.dot_product is fused_attention
+        is_changed = any(vars(attention).get(name) for name in ("forward", "_forward_hooks", "_forward_pre_hooks"))
+        return is_fused and not is_changed and is_quicker(query, key, self.num_heads)
 
     def shared_dot_product(
         self,

@@ -193,6 +193,10 @@ def train_unet(
             raise ValueError(f"{checkpoint} was trained with another vocabulary")
         step, seconds_before = state["step"], state["seconds"]
         batches.load_state(state)
+        if step > settings.steps:
+            raise ValueError(
+                f"expected --steps of at least {step}, as {checkpoint} has been trained, got {settings.steps}"
+            )
         log(f"unet: resumed at step {step}, {seconds_before / 60:.1f} min", log_file)
 
     def seconds() -> float:
@@ -228,7 +232,7 @@ def train_unet(
         average.update(parameters)
         losses.append(loss)
         step += 1
-        if step in (1, 10) or step % 50 == 0:
+        if step in (1, 10, settings.steps) or step % 50 == 0:
             now = time.monotonic()
             mean, pace = torch.stack(losses).mean().item(), (now - last_log) / len(losses)
             if not math.isfinite(mean):

@@ -18,7 +18,7 @@ from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens,
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.tracing import record
 from scripts.mini_training.unet_stage import Batches, UNetSettings
-from scripts.train_mini import main
+from scripts.train_mini import main, parse
 from style_aligned.mini import MiniAutoencoder, load_mini
 from style_aligned.mini.text_encoder import MiniTokenizer
 
@@ -187,6 +187,30 @@ def test_resumed_training_is_the_same(tmp_path: Path) -> None:
         assert torch.equal(one[1].tensors[name], other[1].tensors[name])
 
 
+@pytest.mark.parametrize("option", ["--steps", "--autoencoder-steps"])
+def test_training_of_no_steps_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--output", "run", option, "0"])
+    assert f"argument {option}: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_drawings_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[Path] = []
+
+    def prepare(*, output: Path, sources: Path) -> None:
+        prepared.append(output)
+        output.mkdir()
+        (output / "index.json").write_text('{"records": [], "concepts": [], "styles": []}')
+        np.save(output / "images.npy", np.zeros((0, 256, 256, 3), np.uint8))
+
+    monkeypatch.setattr("scripts.train_mini.prepare", prepare)
+    with pytest.raises(FileNotFoundError, match=f"no drawings in {tmp_path / 'data'}: expected --stage data or all"):
+        main(["--output", str(tmp_path), "--stage", "unet"])
+    for _ in range(2):
+        main(["--output", str(tmp_path), "--stage", "data"])
+    assert prepared == [tmp_path / "data"]
+
+
 @pytest.mark.slow
 def test_everything_from_data_to_weights(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
@@ -206,6 +230,8 @@ def test_everything_from_data_to_weights(tmp_path: Path) -> None:
     main([*command, "--autoencoder-steps", "3", "--steps", "3"])
     first = load_file(run / "export" / "unet.safetensors")
     main([*command, "--stage", "unet", "--steps", "6"])
+    with pytest.raises(ValueError, match=r"expected --steps of at least 6, .* got 5"):
+        main([*command, "--stage", "unet", "--steps", "5"])
     main([*command, "--stage", "export"])
     second = load_file(run / "export" / "unet.safetensors")
     assert first.keys() == second.keys()
