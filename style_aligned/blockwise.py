@@ -91,7 +91,7 @@ def attend_in_blocks(
 
     ones = key.new_ones(keys, 1)
     buffers = query.new_empty(2, block, keys)  # used again by every block, which is quicker than new ones
-    for row, head in is_small.nonzero():
+    for row, head in is_small.nonzero().tolist():
         one_query, one_key, one_value = query[row, head], key[row, head].contiguous(), value[row, head].contiguous()
         for start in range(0, tokens, block):
             part = slice(start, start + block)
