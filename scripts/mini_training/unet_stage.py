@@ -42,7 +42,7 @@ class UNetSettings:
         sheet_steps: Steps between sample sheets.
     """
 
-    steps: int = 13000
+    steps: int = 12000
     batch_size: int = 32
     learning_rate: float = 1.2e-3
     warmup: int = 200
