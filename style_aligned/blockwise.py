@@ -50,8 +50,8 @@ def is_quicker(query: Float[Tensor, "rows tokens dim"], key: Float[Tensor, "rows
         and key.shape[-1] >= WIDE_HEAD * num_heads
         and not torch.is_grad_enabled()  # all weights would be kept for the gradient
         and torch.get_num_threads() <= MANY_THREADS
-        and torch.backends.mkldnn.enabled  # has the products
         and has_bfloat16_products()
+        and torch.backends.mkldnn.enabled  # computes the products
     )
 
 
