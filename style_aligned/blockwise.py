@@ -51,7 +51,7 @@ def is_quicker(query: Float[Tensor, "rows tokens dim"], key: Float[Tensor, "rows
         and not torch.is_grad_enabled()  # all weights would be kept for the gradient
         and torch.get_num_threads() <= MANY_THREADS
         and has_bfloat16_products()
-        and torch.backends.mkldnn.enabled  # computes the products
+        and bool(torch.backends.mkldnn.enabled)  # computes the products
     )
 
 
