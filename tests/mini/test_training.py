@@ -1,8 +1,12 @@
 """The training's own parts: what is recorded, averaged, saved and resumed is what it should be."""
 
 import json
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,13 +18,15 @@ from safetensors.torch import load_file
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.latents import encode_drawings, load_latents
-from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
+from scripts.mini_training.objective import Networks, NoiseLevels, Objective, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
+from scripts.mini_training.samples import Sampler
 from scripts.mini_training.tracing import record
 from scripts.mini_training.unet_stage import Batches, UNetSettings
 from scripts.train_mini import main, parse
 from style_aligned.mini import MiniAutoencoder, load_mini
 from style_aligned.mini.text_encoder import MiniTokenizer
+from tests.second_device import second_device
 
 WORDS = ["a", "fox", "neon", "sign"]
 TEXTS = ["a fox", "a fox, neon sign", "", "zebra"]
@@ -211,8 +217,27 @@ def test_drawings_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert prepared == [tmp_path / "data"]
 
 
+def unrecorded(function: Objective, *_: object) -> Objective:
+    return function
+
+
+@pytest.fixture(params=["cpu", "second device"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    # a recording has none of the second device's operations; there is one worker, who does not need it
+    monkeypatch.setattr("scripts.mini_training.unet_stage.record", unrecorded)
+    monkeypatch.setattr("scripts.mini_training.unet_stage.Sampler", partial(Sampler, steps=2))  # it is slow
+    adam = import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", Mock())  # it has what the CPU has
+    with second_device() as name:
+        yield name
+
+
 @pytest.mark.slow
-def test_everything_from_data_to_weights(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # the second device is called meta
+def test_everything_from_data_to_weights(device: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     records = [
         {"concept": concept, "style": style, "foundry": "noto", "factors": {}, "split": split}
@@ -226,7 +251,7 @@ def test_everything_from_data_to_weights(tmp_path: Path) -> None:
     index = {"concepts": ["fox", "cat"], "styles": ["neon sign", "pixel art"], "records": records}
     (data / "index.json").write_text(json.dumps(index))
 
-    command = ["--data", str(data), "--output", str(run), "--threads", "2", "--device", "cpu", "--batch-size", "4"]
+    command = ["--data", str(data), "--output", str(run), "--threads", "2", "--device", device, "--batch-size", "4"]
     main([*command, "--autoencoder-steps", "3", "--steps", "3"])
     first = load_file(run / "export" / "unet.safetensors")
     main([*command, "--stage", "unet", "--steps", "6"])

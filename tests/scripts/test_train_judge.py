@@ -5,6 +5,7 @@ import torch
 
 from scripts.train_judge import Drawings, accuracy, augment, fold, normalize, save, train
 from style_aligned.judge import Judge, load_judge, read_judge_file
+from tests.second_device import second_device
 
 
 def tiny_judge() -> Judge:
@@ -66,3 +67,13 @@ def test_judge_learns_and_is_written(capsys: pytest.CaptureFixture[str], tmp_pat
     assert loaded.styles == judge.styles
     for logits, others in zip(loaded(test.pictures / 255), judge(test.pictures / 255), strict=True):
         torch.testing.assert_close(logits, others, rtol=0.01, atol=0.02)
+
+
+def test_judge_is_trained_on_another_device(tmp_path: Path) -> None:
+    test, path = drawings(8, seed=1), tmp_path / "judge.safetensors"
+    with second_device("scripts.train_judge") as device:
+        judge = tiny_judge().to(device)
+        train(judge, drawings(8, seed=0), {"test": test}, epochs=2, batch_size=4, seed=0)
+        save(judge, path, {})
+        scores = accuracy(judge, test, device)
+    assert accuracy(load_judge(path), test, "cpu") == scores
