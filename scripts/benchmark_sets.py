@@ -139,7 +139,7 @@ def compare_full_size(rounds: int, steps: int, latents: int) -> None:
     unet_step(unet, 2 * BATCH_SIZE, latents)  # warms up
     with adapter:
         seconds = [run_in_turns(once, every(), steps) for _ in range(rounds)]
-    title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, {steps} steps"
+    title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, steps: {steps}"
     print_table(seconds, title)
 
 
@@ -178,8 +178,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what large sets cost.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--full-size", action="store_true", help="use the U-Net of SDXL")
-    parser.add_argument("--steps", type=int, default=2, help="steps of the full-size U-Net")
-    parser.add_argument("--latents", type=int, default=32, help="height and width of its latents")
+    parser.add_argument("--steps", type=int, default=1, help="steps of the full-size U-Net in each round")
+    parser.add_argument("--latents", type=int, default=64, help="height and width of its latents")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--images", type=int, help="only generate that many, and print growth and peak in MiB")
     options = parser.parse_args()
