@@ -64,6 +64,12 @@ def test_size() -> None:
     assert sum(sizes.values()) < 16 * 2**20
 
 
+def test_the_solver_is_precise_in_half_precision() -> None:
+    solver = load_mini(dtype=torch.float16).solver
+    assert solver.dtype == torch.float32
+    assert torch.equal(solver.cumulative_scale_factors, load_mini().solver.cumulative_scale_factors)
+
+
 def test_loads_in_under_a_second() -> None:
     def load() -> float:
         start = time.perf_counter()
