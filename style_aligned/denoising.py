@@ -90,10 +90,13 @@ def make_solver(model: Model, num_inference_steps: int) -> Solver:
         num_inference_steps: The number of steps.
 
     Raises:
-        ValueError: If Refiners cannot make one, if it would not be the same in everything else, or if there are too
-            many steps to start from noise, as there can be for solvers whose timesteps have whole distances.
+        ValueError: If the model's is on another device, if Refiners cannot make one, if it would not be the same in
+            everything else, or if there are too many steps to start from noise, as there can be for solvers whose
+            timesteps have whole distances.
     """
     name = type(model.solver).__name__
+    if (device := torch.empty(0, device=model.device).device) != model.solver.device:  # "cuda" is "cuda:0"
+        raise ValueError(f"expected a solver on {device}, as the model, got {name} on {model.solver.device}")
     try:
         solver = model.solver.rebuild(num_inference_steps=num_inference_steps, first_inference_step=0)
     except (AssertionError, TypeError, ValueError, IndexError) as error:
@@ -175,7 +178,7 @@ class Trajectory:
         Args:
             model: The model.
             solver: The solver, of which a copy is taken.
-            seed: The seed for solvers that add noise at each step.
+            seed: The seed for solvers that add noise at each step, such as LCM's. On a GPU it gives other noise.
             noise: The noise to start from.
         """
         self.solver = deepcopy(solver)

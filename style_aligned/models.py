@@ -45,7 +45,7 @@ def fingerprint(*modules: fl.Module) -> str:
     for parameter in parameters:
         digest.update(str(tuple(parameter.shape)).encode())
         flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(dtype=parameters[-1].dtype))
+        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(parameters[-1]))
     digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 

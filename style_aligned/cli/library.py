@@ -36,9 +36,12 @@ def check_available(device: str) -> None:
     """
     import torch
 
-    kind = torch.device(device).type
-    if kind != "cpu" and not getattr(torch, kind).is_available():
-        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds none")
+    wanted = torch.device(device)
+    count_devices = getattr(getattr(torch, wanted.type, None), "device_count", int)  # older versions lack some
+    count: int = count_devices()
+    if wanted.type != "cpu" and (wanted.index or 0) >= count:
+        finds = f"{count} of them" if count else "none"
+        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds {finds}")
 
 
 def trained_size(model: Model) -> tuple[int, int]:
