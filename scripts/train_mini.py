@@ -29,9 +29,16 @@ STAGES = ("data", "autoencoder", "latents", "unet", "export")
 
 
 def positive(text: str) -> int:
-    """A number of steps."""
+    """A number of steps or threads."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+    return number
+
+
+def even(text: str) -> int:
+    """The size of a batch, half of which is the number of sheets in it."""
+    if (number := int(text)) < 2 or number % 2:
+        raise argparse.ArgumentTypeError(f"expected an even number of at least 2, got {number}")
     return number
 
 
@@ -42,8 +49,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--autoencoder-steps", type=positive, default=AutoencoderSettings.steps)
     parser.add_argument("--steps", type=positive, default=UNetSettings.steps, help="of U-Net and text encoders")
-    parser.add_argument("--batch-size", type=int, default=UNetSettings.batch_size)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--batch-size", type=even, default=UNetSettings.batch_size)
+    parser.add_argument("--threads", type=positive, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -52,7 +59,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    workers = Workers(options.threads if options.device == "cpu" else 1)
+    threads = options.threads if options.device == "cpu" else 1
+    workers = Workers(max(n for n in range(1, threads + 1) if options.batch_size // 2 % n == 0))
     options.output.mkdir(parents=True, exist_ok=True)
     data = options.data or options.output / "data"
     stages = STAGES if options.stage == "all" else (options.stage,)

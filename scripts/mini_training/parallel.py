@@ -49,6 +49,7 @@ class Workers:
             results = [part(*batch)]
         else:
             parts = [tensor.chunk(self.count) for tensor in batch]
+            assert len({len(part) for part in parts[0]}) == 1, "parts of one size, whose mean is the batch's"
             results = list(self.pool.map(part, *parts))
         for i, parameter in enumerate(parameters):
             gradient = results[0][1][i]

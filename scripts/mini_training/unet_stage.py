@@ -162,7 +162,7 @@ def train_unet(
         folder: Where the latents and the autoencoder are, and where checkpoints, sheets and the log go.
         settings: How to train.
         device: Where to train, such as "cpu" or "cuda".
-        workers: Compute the gradients; their number divides the batch size.
+        workers: Compute the gradients; their number divides half of the batch size, the number of sheets in a batch.
         seed: The seed of the initial weights, the order of pictures, captions, noise and timesteps.
     """
     began = time.monotonic()
@@ -225,7 +225,8 @@ def train_unet(
         batch = batches.next(device)
         shape = batch[0].shape
         if shape not in recorded:
-            recorded[shape] = record(objective, detached, *(tensor.chunk(workers.count)[0] for tensor in batch))
+            parts = [tensor.chunk(workers.count)[0] for tensor in batch]
+            recorded[shape] = objective if workers.count == 1 else record(objective, detached, *parts)
         loss = workers.backward(recorded[shape], trained, *batch, passed=(parameters,))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()  # pyright: ignore[reportUnknownMemberType]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.latents import encode_drawings, load_latents
-from scripts.mini_training.objective import Networks, NoiseLevels, Objective, embed_tokens, make_objective
+from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.samples import Sampler
 from scripts.mini_training.tracing import record
@@ -193,7 +193,26 @@ def test_resumed_training_is_the_same(tmp_path: Path) -> None:
         assert torch.equal(one[1].tensors[name], other[1].tensors[name])
 
 
-@pytest.mark.parametrize("option", ["--steps", "--autoencoder-steps"])
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 2), (3, 2), (7, 4), (12, 8), (64, 16)])
+def test_workers_share_a_batch_evenly(
+    threads: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, set_num_threads = Mock(), Mock()
+    monkeypatch.setattr("scripts.train_mini.Workers", workers)
+    monkeypatch.setattr("torch.set_num_threads", set_num_threads)
+    with pytest.raises(FileNotFoundError):
+        main(["--output", str(tmp_path), "--stage", "unet", "--threads", str(threads), "--device", "cpu"])
+    workers.assert_called_once_with(count)
+    set_num_threads.assert_called_once_with(threads)
+
+
+def test_batches_that_sheets_do_not_fill_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["--output", "run", "--batch-size", "7"])
+    assert "argument --batch-size: expected an even number of at least 2, got 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--steps", "--autoencoder-steps", "--threads"])
 def test_training_of_no_steps_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse(["--output", "run", option, "0"])
@@ -217,17 +236,11 @@ def test_drawings_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert prepared == [tmp_path / "data"]
 
 
-def unrecorded(function: Objective, *_: object) -> Objective:
-    return function
-
-
 @pytest.fixture(params=["cpu", "second device"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "cpu":
         yield "cpu"
         return
-    # a recording has none of the second device's operations; there is one worker, who does not need it
-    monkeypatch.setattr("scripts.mini_training.unet_stage.record", unrecorded)
     monkeypatch.setattr("scripts.mini_training.unet_stage.Sampler", partial(Sampler, steps=2))  # it is slow
     adam = import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", Mock())  # it has what the CPU has
@@ -262,8 +275,8 @@ def test_everything_from_data_to_weights(device: str, tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)
     assert "resumed" in (run / "unet.log").read_text()
-    for path in (run / "sheets").glob("*.png"):
-        with Image.open(path) as sheet:
+    for name in ("autoencoder-000003", "unet-000003", "unet-000006"):
+        with Image.open(run / "sheets" / f"{name}.png") as sheet:
             assert sheet.width > 300
     model = load_mini(folder=run / "export")
     assert model.clip_text_encoder.unknown_words("a fox, neon zebra") == ["zebra"]
