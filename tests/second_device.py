@@ -1,11 +1,14 @@
-"""A second device, for machines without one: it computes on the CPU, and is as strict as a GPU.
+"""A second device, for machines without one: it computes on the CPU, and is strict about where tensors are.
 
 Its tensors say that they are on the device "meta", which every build of PyTorch knows, but hold values. An operation on
 them and on tensors of the CPU fails, as does one with the other device's random numbers, or a view of them as an array.
+Autocast gives them the types that it gives those of a GPU. Other than a GPU it has no second index, waits for each
+operation, draws the CPU's random numbers, and has the CPU's kernels.
 """
 
 from collections.abc import Callable, Generator as Yields
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -22,6 +25,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = "meta"
 COPIES = ("aten::copy_", "aten::_to_copy")
 TAKE_INDICES = ("aten::index", "aten::index_put_", "aten::_index_put_impl_")  # of the CPU too, on a GPU as well
+LOWER_PRECISION = {
+    "__matmul__", "addmm", "baddbmm", "bmm", "conv2d", "einsum", "linear", "matmul", "mm",
+    "scaled_dot_product_attention",
+}  # fmt: skip
+FULL_PRECISION = {
+    "__pow__", "__rpow__", "cross_entropy", "cumsum", "exp", "group_norm", "l1_loss", "layer_norm", "log",
+    "log_softmax", "mse_loss", "norm", "pow", "prod", "rsqrt", "softmax", "sum",
+}  # fmt: skip
 
 
 class OnDevice(Tensor):
@@ -55,8 +66,12 @@ def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     mine = [x for x in tensors if isinstance(x, OnDevice)]
     others = [x for x in tensors if not isinstance(x, OnDevice)]
     assert not any(x.is_meta for x in others), f"{name} was given a tensor without values"
-    is_indexing = name in TAKE_INDICES and isinstance(args[0], OnDevice)
-    if mine and any(x.dim() > 0 for x in others) and name not in COPIES and not is_indexing:
+    if name in TAKE_INDICES and isinstance(args[0], OnDevice):
+        others = [x for x in args[2:] if isinstance(x, Tensor) and not isinstance(x, OnDevice)]
+    # a number may come from the CPU, but for what goes by element alone, and not to be changed
+    changes_number = operation._schema.is_mutable and any(x is args[0] for x in others)
+    takes_numbers = torch.Tag.pointwise in operation.tags and not changes_number
+    if mine and name not in COPIES and any(x.dim() > 0 or not takes_numbers for x in others):
         raise RuntimeError(f"{name} expects all tensors to be on the same device, got some on {DEVICE} and on cpu")
 
     def to_cpu(x: Any) -> Any:
@@ -74,6 +89,11 @@ def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return x if not isinstance(x, Tensor) else known[id(x)] if id(x) in known else OnDevice(x)
 
     return tree_map(to_device, result)
+
+
+def cast_to(dtype: torch.dtype, x: Any) -> Any:
+    """Cast what is of a floating type and on the device, as autocast does."""
+    return x.to(dtype=dtype) if isinstance(x, OnDevice) and x.is_floating_point() else x
 
 
 class Operations(TorchDispatchMode):
@@ -97,6 +117,10 @@ class Functions(TorchFunctionMode):
             return function(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
         if function is Tensor.__getitem__ and isinstance(args[1], list | np.ndarray):
             args = (args[0], torch.tensor(args[1]))
+        if torch.is_autocast_enabled("cpu") and (function.__name__ in LOWER_PRECISION | FULL_PRECISION):
+            dtype = torch.bfloat16 if function.__name__ in LOWER_PRECISION else torch.float32
+            cast = partial(cast_to, dtype)
+            args, kwargs = tree_map(cast, args), {name: tree_map(cast, value) for name, value in kwargs.items()}
         if (generator := kwargs.get("generator")) is not None:
             if args and isinstance(args[0], Tensor):
                 device = args[0].device

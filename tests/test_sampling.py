@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def make_style(model: Any, **options: Any) -> Style:
     )  # fmt: skip
 
 
-def in_one_batch(model: Any, options: dict[str, Any]) -> Tensor:
-    """The reference and its targets in one batch, in the loop that Refiners' users write."""
+def in_one_batch(model: Any, options: dict[str, Any] | None) -> Tensor:
+    """The reference and its targets in one batch, in the loop that Refiners' users write, unaligned without options."""
     solver, model.solver = model.solver, model.solver.rebuild(num_inference_steps=STEPS)
     prompts = ["a fox, neon sign", *PROMPTS]
     x = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(prompts))])
@@ -45,7 +46,8 @@ def in_one_batch(model: Any, options: dict[str, Any]) -> Tensor:
     context: dict[str, Tensor] = dict(zip(("clip_text_embedding", "pooled_text_embedding"), embeddings, strict=False))
     if len(context) == 2:
         context["time_ids"] = torch.tensor([[*SIZE, 0, 0, *SIZE]]).repeat(halves * len(prompts), 1)
-    with torch.no_grad(), StyleAlignedAdapter(model.unet, set_size=len(prompts), **options):
+    adapter = nullcontext() if options is None else StyleAlignedAdapter(model.unet, set_size=len(prompts), **options)
+    with torch.no_grad(), adapter:
         for step in model.steps:
             x = model(x, step=step, condition_scale=3.0, **context)
     model.solver = solver
@@ -70,6 +72,14 @@ def test_generate_equals_one_batch(model: Mini, options: dict[str, Any]) -> None
         assert relative_error(latents(samples), expected[1:]) < 1e-5
     unaligned = latents(generate_unaligned(model, style, PROMPTS))
     assert relative_error(unaligned, expected[1:]) > 1e-3
+
+
+def test_unaligned_images_are_those_of_refiners(model: Mini) -> None:
+    expected = in_one_batch(model, None)
+    assert (
+        relative_error(latents(generate_unaligned(model, make_style(model), PROMPTS, batch_size=2)), expected[1:])
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("solver", [Euler(30), DPMSolver(30), DPMSolver(30, last_step_first_order=True)], ids=repr)

@@ -1,4 +1,4 @@
-"""All that computes also does so on another device than the CPU: nothing is left behind, nothing is mixed."""
+"""Styles, sets and the evaluation on another device than the CPU: nothing is left behind, nothing is mixed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +34,19 @@ def test_devices_are_not_mixed(device: str) -> None:
         x.add(torch.ones(3))
     with pytest.raises(RuntimeError, match="same device"):
         torch.cat((torch.ones(2, 3), x))
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.stack((torch.tensor(1.0), x[0, 0]))
+    with pytest.raises(RuntimeError, match="same device"):
+        torch.tensor(1.0).add_(x[0, 0])
+    assert (torch.tensor(2.0) * x)[torch.tensor(0)].cpu().tolist() == [0, 4, 8]
     with pytest.raises(RuntimeError, match="expected a generator of meta, got one of cpu"):
         torch.randn(2, device=device, generator=torch.Generator())
     with pytest.raises((RuntimeError, TypeError, NotImplementedError)):
         x.numpy()
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.nn.functional.linear(x, x).dtype == torch.bfloat16
+        assert x.bfloat16().softmax(dim=-1).dtype == torch.float32
+    assert torch.nn.functional.linear(x, x).dtype == torch.float32
 
 
 def latents_of(model: Mini, solver: type[Solver], bank_device: str | None, path: Path) -> Tensor:
@@ -72,4 +81,12 @@ def test_evaluation(device: str) -> None:
     results = evaluate(load_mini(device), judge=load_judge(device=device), **arguments)
     assert len(results.rows) == len(expected.rows) > 1
     for row, other in zip(results.rows, expected.rows, strict=True):
+        assert (row.style.value, row.concept.value) == (other.style.value, other.concept.value)
         assert row.palette_distance.value == pytest.approx(other.palette_distance.value, rel=0.05)
+
+
+def test_a_solver_on_another_device_is_refused(device: str) -> None:
+    model = load_mini(device)
+    model.solver = DPMSolver(30)
+    with pytest.raises(ValueError, match="expected a solver on meta, as the model, got DPMSolver on cpu"):
+        Style.from_prompt(model, "a fox", num_inference_steps=2)

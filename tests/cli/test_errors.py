@@ -58,7 +58,10 @@ from tests.cli.conftest import FOX, Run, assert_error
         (["generate", *FOX, "--prompts", "missing.txt"], "missing.txt: no such file"),
         (["generate", *FOX, "--prompts", "-", "--prompts", "-"], "expected --prompts - once at most, got it 2 times"),
         (["generate", "--style", "missing.safetensors", "--prompt", "a cat"], "missing.safetensors: no such file"),
-        (["generate", "--style", "x", "--steps", "3", "--prompt", "a cat"], "expected no --steps beside --style"),
+        *(
+            (["generate", "--style", "x", option, value, "--prompt", "a cat"], f"expected no {option} beside --style")
+            for option, value in (("--steps", "3"), ("--size", "64"), ("--guidance", "3"), ("--negative", "ink"))
+        ),
         (["style", "make", "--reference", ""], "expected --reference to have at least one word"),
         (["style", "make", "--reference", "a fox", "--guidance", "nan"], "expected --guidance to be a finite number"),
         (["demo", "--steps", "0"], "--steps"),
