@@ -28,6 +28,9 @@ model that this package carries, with a judge of its own. Every line is from the
 - **palette distance**: how far apart the colours of a set's images are, as the mean over its pairs, in units of CIELAB
   (`style_aligned.metrics.palette_distance`: plain colour statistics, no network); **ratio**: against unaligned.
 
+**Aligned** are the defaults of `StyleAlignedAdapter`, which are the paper's. For this model the command line takes
+**shared group normalization**.
+
 In brackets are 95% intervals, by drawing the sets anew 10,000 times. They speak of other sets of this model, not of
 other models.
 """
@@ -41,6 +44,8 @@ image (`python -m scripts.train_judge --data DATA`). On drawings that it was not
 | drawings | number | style | concept, first guess out of {concepts} |
 |---|---|---|---|
 """
+
+MAIN = ("aligned", "shared group normalization")
 
 DRAWINGS = {
     "held_out_cell": "a concept in a style in which it was never shown",
@@ -110,7 +115,7 @@ def _settings(results: Results) -> list[Setting]:
 
 def _line(row: Row) -> str:
     ratio = "" if row.palette_ratio is None else _show(row.palette_ratio, ".2f")
-    name = f"**{row.variant}**" if row.variant == "aligned" else row.variant
+    name = f"**{row.variant}**" if row.variant in MAIN else row.variant
     distance = _show(row.palette_distance, ".1f")
     return f"| {name} | {_show(row.style, '.0%')} | {_show(row.concept, '.0%')} | {distance} | {ratio} |"
 

@@ -64,7 +64,7 @@ def attend_in_blocks(
 
     A product of bfloat16 matrices is computed in float32 and rounded in the end. A second product that the first one is
     taken from gives what the rounding has left out, by which the weights are corrected then. With the rounded scores
-    alone, the error would be several times as large.
+    alone, the error would be several times as large where scores are.
 
     Heads whose scores may be large are left to fused attention: their errors are large too, and many of their weights
     so small that products with them are slow.
