@@ -18,7 +18,7 @@ from torch import Tensor, device as Device, dtype as DType
 
 Widths = tuple[int, int, int]
 
-CHANNELS: Widths = (48, 64, 128)
+CHANNELS: Widths = (48, 64, 112)
 HEAD_CHANNELS = 16
 NUM_GROUPS = 16
 CONTEXT_DIM = 128
