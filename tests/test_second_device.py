@@ -41,7 +41,7 @@ def test_devices_are_not_mixed(device: str) -> None:
     assert (torch.tensor(2.0) * x)[torch.tensor(0)].cpu().tolist() == [0, 4, 8]
     with pytest.raises(RuntimeError, match="expected a generator of meta, got one of cpu"):
         torch.randn(2, device=device, generator=torch.Generator())
-    with pytest.raises((RuntimeError, TypeError, NotImplementedError)):
+    with pytest.raises(RuntimeError, match="not supported for tensor subclasses"):
         x.numpy()
     with torch.autocast(device, torch.bfloat16):
         assert torch.nn.functional.linear(x, x).dtype == torch.bfloat16
