@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from style_aligned.checkpoints.errors import CheckpointError
 
+MAX_TIMESTEPS = 10_000  # for each of which a solver has numbers in memory
 NOISE_SCHEDULES = {"scaled_linear": NoiseSchedule.QUADRATIC, "linear": NoiseSchedule.UNIFORM}
 
 
@@ -62,8 +63,13 @@ class Schedule:
         """Read the schedule from diffusers' `scheduler_config.json`.
 
         Raises:
-            CheckpointError: For a model that predicts anything but noise, or a schedule that Refiners does not know.
+            CheckpointError: For a model that predicts anything but noise, a schedule that Refiners does not know, or
+                settings that no model has.
         """
+        kind = str(config.get("_class_name", ""))
+        if kind.startswith("EDM") or config.get("trained_betas") is not None:
+            what = "noise levels in the way of EDM" if kind.startswith("EDM") else "betas of its own"
+            raise CheckpointError(f"{where}: a model with {what}, for which Refiners has no solver")
         prediction = config.get("prediction_type", "epsilon")
         if prediction != "epsilon":
             raise CheckpointError(f"{where}: a model that predicts {prediction!r}; only 'epsilon' (noise) is supported")
@@ -73,13 +79,23 @@ class Schedule:
             )
         try:
             fields = {name: type(default)(config.get(name, default)) for name, default in vars(cls()).items()}
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{where}: settings that make no sense: {error}") from error
         if fields["beta_schedule"] not in NOISE_SCHEDULES:
             raise CheckpointError(
                 f"{where}: a beta schedule {fields['beta_schedule']!r}; expected one of {', '.join(NOISE_SCHEDULES)}"
             )
-        return cls(**fields)
+        schedule = cls(**fields)
+        if (
+            not 2 <= schedule.num_train_timesteps <= MAX_TIMESTEPS
+            or not 0 < schedule.beta_start <= schedule.beta_end < 1
+            or not 0 <= schedule.steps_offset < schedule.num_train_timesteps
+        ):
+            raise CheckpointError(
+                f"{where}: settings that make no sense: expected 2 to {MAX_TIMESTEPS} timesteps, an offset among them,"
+                f" and betas that grow between 0 and 1, got {fields}"
+            )
+        return schedule
 
     def solver(self, num_inference_steps: int = 30) -> SourceDDIM:
         """Build the solver of this schedule, in float32: numbers near 1 are too coarse in half precision."""

@@ -25,6 +25,7 @@ REFINERS_FILES = {  # ours, and the names that Refiners' documentation uses
     "lda": ("lda", "sdxl-lda"),
     "clip_text_encoder": ("clip_text_encoder", "DoubleCLIPTextEncoder", "CLIPTextEncoderL"),
 }
+MAX_SCALE = 1000.0
 SUPPORTED = "expected Stable Diffusion XL or Stable Diffusion 1.5"
 FOREIGN = (
     (r"lora_(unet|te\d?)_|[._]lora[._]|lora_(up|down|A|B)\b|hada_w|lokr_", "a LoRA, which is a change to a model"),
@@ -37,6 +38,7 @@ FOREIGN = (
     (r"(^|\.)joint_blocks\.|^transformer_blocks\.", "Stable Diffusion 3"),
     (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "FLUX"),
     (r"^(v_pred|ztsnr)$|^edm_vpred\.", "a model that predicts velocity"),
+    (r"^edm_(mean|std)$", "a model with noise levels in the way of EDM"),
     (r"^(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\b", "an autoencoder alone"),
     (r"^(input_blocks|down_blocks|time_embed|time_embedding)\.", "a U-Net alone"),
     (r"^text_model\.", "a text encoder alone"),
@@ -85,6 +87,18 @@ class Checkpoint:
         return {"schedule": asdict(self.schedule), "encoder_scale": self.encoder_scale}
 
 
+def expand_home(path: str | Path) -> Path:
+    """Put the folder of a user in the place of `~`.
+
+    Raises:
+        CheckpointError: If there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False) -> Checkpoint:
     """Recognise what was given, and read the headers of its files.
 
@@ -100,7 +114,7 @@ def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False) -> C
         CheckpointError: For anything else, with what it seems to be.
     """
     try:
-        return _open(str(name_or_path), Path(name_or_path).expanduser(), prefer_half)
+        return _open(str(name_or_path), expand_home(name_or_path), prefer_half)
     except OSError as error:
         raise CheckpointError(f"{name_or_path}: cannot be read: {error}") from error
 
@@ -157,14 +171,18 @@ def _open_diffusers(name: str, path: Path, prefer_half: bool) -> Checkpoint:
         raise CheckpointError(f"{path}: the refiner of Stable Diffusion XL (it has no text_encoder); {SUPPORTED}")
     scheduler = path / "scheduler" / "scheduler_config.json"
     schedule = Schedule.from_config(_read_json(scheduler), where=scheduler)
-    scale = _read_json(path / "vae" / "config.json").get("scaling_factor")
-    encoder_scale = float(scale) if isinstance(scale, int | float) else None
+    autoencoder = path / "vae" / "config.json"
+    config = _read_json(autoencoder)
+    if found := [key for key in ("latents_mean", "latents_std") if config.get(key) is not None]:
+        raise CheckpointError(f"{autoencoder}: an autoencoder with {found[0]}, which Refiners' has not")
+    encoder_scale = _encoder_scale(config.get("scaling_factor"), autoencoder)
     return _checkpoint(name, path, "diffusers", is_xl, tensors, schedule, encoder_scale)
 
 
 def _open_refiners(name: str, path: Path) -> Checkpoint:
     tensors: dict[str, StoredTensor] = {}
     settings: dict[str, Any] = {}
+    where = path
     for part, names in REFINERS_FILES.items():
         file = _refiners_file(path, part)
         if file is None:
@@ -172,10 +190,23 @@ def _open_refiners(name: str, path: Path) -> Checkpoint:
         stored, metadata = read_header(file)
         tensors |= {f"{part}.{tensor.key}": tensor for tensor in stored}
         if "converter" in metadata:  # ours: it says what has to be known beside the weights
-            settings = json.loads(metadata["settings"])
+            settings, where = _parse_object(metadata.get("settings", ""), where=file), file
     is_xl = any("TextTimeEmbedding" in key for key in tensors)
-    schedule = Schedule(**settings.get("schedule", {}))
-    return _checkpoint(name, path, "refiners", is_xl, tensors, schedule, settings.get("encoder_scale"))
+    config: object = settings.get("schedule", {})
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{where}: expected a schedule of several numbers, got {config!r}")
+    schedule = Schedule.from_config(cast(dict[str, Any], config), where=where)
+    encoder_scale = _encoder_scale(settings.get("encoder_scale"), where)
+    return _checkpoint(name, path, "refiners", is_xl, tensors, schedule, encoder_scale)
+
+
+def _encoder_scale(value: object, where: Path) -> float | None:
+    """Check the factor from the autoencoder's latents to the U-Net's."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MAX_SCALE:
+        raise CheckpointError(f"{where}: expected a positive number as the scale of latents, got {value!r}")
+    return float(value)
 
 
 def _checkpoint(
@@ -240,9 +271,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except ValueError as error:
         raise CheckpointError(f"{path}: not a JSON file: {error}") from error
+    return _parse_object(text, where=path)
+
+
+def _parse_object(text: str, where: Path) -> dict[str, Any]:
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: not a JSON file: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
+        raise CheckpointError(f"{where}: expected a JSON object")
     return cast(dict[str, Any], value)

@@ -243,3 +243,57 @@ def test_a_folder_of_refiners(folder: Path, single_file: Path, tmp_path: Path, k
         same(load_model(folder), load_model(target))
     (target / "lda.safetensors").unlink()
     refused(target, r"refiners: the file lda\.safetensors is missing")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("scheduler/scheduler", {"_class_name": "EDMDPMSolverMultistepScheduler"}, "noise levels in the way of EDM"),
+        ("scheduler/scheduler", {"trained_betas": [0.1, 0.2]}, "betas of its own"),
+        ("scheduler/scheduler", {"num_train_timesteps": 10**9}, "expected 2 to 10000 timesteps"),
+        ("scheduler/scheduler", {"num_train_timesteps": float("inf")}, "settings that make no sense"),
+        ("scheduler/scheduler", {"beta_start": 0}, "betas that grow between 0 and 1"),
+        ("scheduler/scheduler", {"beta_end": float("nan")}, "betas that grow between 0 and 1"),
+        ("scheduler/scheduler", {"steps_offset": -1}, "an offset among them"),
+        ("vae/", {"latents_mean": [0.1] * 4}, "an autoencoder with latents_mean"),
+        ("vae/", {"scaling_factor": 0}, "expected a positive number as the scale of latents, got 0"),
+        ("vae/", {"scaling_factor": float("nan")}, "as the scale of latents, got nan"),
+        ("vae/", {"scaling_factor": "0.13"}, "as the scale of latents, got '0.13'"),
+    ],
+)
+def test_settings_that_refiners_cannot_have(
+    folder: Path, tmp_path: Path, part: str, changes: dict[str, Any], message: str
+) -> None:
+    copy = altered(folder, tmp_path, {})
+    file = copy / f"{part}{'_' if part[-1] != '/' else ''}config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    refused(copy, re.escape(str(file)), message)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[", "not a JSON file"),
+        ("[]", "expected a JSON object"),
+        ('{"schedule": 3}', "expected a schedule of several numbers, got 3"),
+        ('{"schedule": {"beta_schedule": "cosine"}}', "a beta schedule 'cosine'"),
+        ('{"schedule": {"num_train_timesteps": 1000000000}}', "expected 2 to 10000 timesteps"),
+        ('{"encoder_scale": "large"}', "as the scale of latents, got 'large'"),
+        (None, "not a JSON file"),
+    ],
+)
+def test_a_folder_of_refiners_with_other_settings(
+    folder: Path, tmp_path: Path, settings: str | None, message: str
+) -> None:
+    target = convert_checkpoint(folder, tmp_path / "refiners").target
+    file = target / "clip_text_encoder.safetensors"
+    state = load_file(file)
+    file.unlink()  # it may be mapped
+    save_file(state, file, {"converter": "1", **({} if settings is None else {"settings": settings})})
+    refused(target, re.escape(str(file)), message)
+
+
+def test_a_user_that_there_is_none() -> None:
+    refused("~nosuchuser/model", "~nosuchuser/model: ")
+    with pytest.raises(CheckpointError, match="~nosuchuser/new: "):
+        convert_checkpoint("model", "~nosuchuser/new")
