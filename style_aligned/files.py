@@ -4,9 +4,7 @@ import errno
 import io
 import json
 import os
-import re
 import struct
-import unicodedata
 import warnings
 import zlib
 from collections.abc import Generator, Iterator, Mapping
@@ -18,6 +16,8 @@ from typing import Any, BinaryIO, cast
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from style_aligned.words import words
 
 SLUG_LENGTH = 60  # characters
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
@@ -44,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     try:
         part.write_bytes(content)
         with part.open("r+b") as file:
-            _sync(file)
+            sync(file)
         part.replace(path)
     except BaseException as error:  # an interruption too
         part.unlink(missing_ok=True)
@@ -289,14 +289,12 @@ def slug(text: str) -> str:
         >>> slug("A rocket, neon sign!")
         'a-rocket-neon-sign'
     """
-    plain = unicodedata.normalize("NFKD", text)
-    plain = "".join(character for character in plain if not unicodedata.combining(character))
-    words = re.sub(r"[\W_]+", "-", plain.lower()).strip("-")
-    if len(words.encode()) > SLUG_LENGTH:
-        words = words.encode()[: SLUG_LENGTH + 1].decode(errors="ignore")
-        start, hyphen, _ = words.rpartition("-")
-        words = start if hyphen else words[:SLUG_LENGTH]
-    return words or "image"
+    hyphenated = "-".join(words(text))
+    if len(hyphenated.encode()) > SLUG_LENGTH:
+        hyphenated = hyphenated.encode()[: SLUG_LENGTH + 1].decode(errors="ignore")
+        start, hyphen, _ = hyphenated.rpartition("-")
+        hyphenated = start if hyphen else hyphenated[:SLUG_LENGTH]
+    return hyphenated or "image"
 
 
 def numbered(index: int, count: int, text: str) -> str:
@@ -318,8 +316,9 @@ def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
     return {**(parse_settings(texts) or {}), "prompt": texts.get("prompt"), "seed": texts.get("seed")}
 
 
-def _sync(file: BinaryIO) -> None:
+def sync(file: BinaryIO) -> None:
     """Have a file written to the disk: a machine that loses power might keep its name, and not what is in it."""
+    file.flush()
     try:
         os.fsync(file.fileno())
     except OSError as error:

@@ -15,7 +15,7 @@ from torch import Tensor, dtype as DType
 from style_aligned.checkpoints.errors import CheckpointError
 from style_aligned.checkpoints.files import write_safetensors
 from style_aligned.checkpoints.plan import MODEL_PARTS, Plan, Weight, make_plan
-from style_aligned.checkpoints.sources import Checkpoint, open_checkpoint
+from style_aligned.checkpoints.sources import Checkpoint, expand_home, open_checkpoint
 from style_aligned.files import versions
 
 
@@ -85,7 +85,7 @@ def convert_checkpoint(
     Raises:
         CheckpointError: If the source cannot be loaded, or the target cannot be written.
     """
-    target = Path(target).expanduser()
+    target = expand_home(target)
     if str(source) == "mini":
         raise CheckpointError("mini: the embedded model is in Refiners' format already")
     checkpoint = open_checkpoint(source, prefer_half=half)
@@ -103,6 +103,11 @@ def _check_target(conversion: Conversion) -> None:
     target = conversion.target
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CheckpointError(f"{target}: exists already; expected a new folder")
+    if target.is_symlink() or (target.is_dir() and (os.path.ismount(target) or target.samefile(Path.cwd()))):
+        raise CheckpointError(f"{target}: a link, a disk or the present folder; expected a new one")
+    part_folder, source = _part_folder(target).resolve(), conversion.checkpoint.path.resolve()
+    if part_folder in (source, *source.parents):
+        raise CheckpointError(f"{target}: {part_folder} holds the source; expected another folder")
     parent = next(parent for parent in target.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise CheckpointError(f"{target}: {parent} is not a folder that can be written")
@@ -131,13 +136,13 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
 
     metadata = {
         "architecture": checkpoint.architecture.name,
-        "source": checkpoint.name,
+        "source": checkpoint.name.encode(errors="replace").decode(),  # names of files may hold bytes that are no text
         "sha256": json.dumps({_relative(file, checkpoint.path): _sha256(file) for file in checkpoint.files}),
         "options": json.dumps({"half": conversion.half}),
         "settings": json.dumps(checkpoint.settings),
         "converter": f"style-aligned {versions()['style-aligned']}",
     }
-    part_folder = conversion.target.with_name(f"{conversion.target.name}.part")
+    part_folder = _part_folder(conversion.target)
     _remove(part_folder)  # of a conversion that was killed
     created = [folder for folder in part_folder.parents if not folder.exists()]
     try:
@@ -150,6 +155,8 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
                 tensor=lambda key, weights=weights: read(weights[key]),
                 metadata=metadata,
             )
+        if conversion.target.exists():
+            conversion.target.rmdir()  # it is empty; Windows replaces no folders
         part_folder.replace(conversion.target)
     except BaseException as error:  # an interruption too
         _remove(part_folder)
@@ -159,6 +166,11 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
         if isinstance(error, OSError):
             raise CheckpointError(f"{conversion.target}: cannot be written: {error}") from error
         raise
+
+
+def _part_folder(target: Path) -> Path:
+    """Where a conversion writes until it is complete."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _remove(part_folder: Path) -> None:

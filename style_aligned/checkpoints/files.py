@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, dtype as DType
 
 from style_aligned.checkpoints.errors import CheckpointError
+from style_aligned.files import sync
 
 DTYPES = {
     "F64": torch.float64,
@@ -140,7 +141,7 @@ def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         header: dict[str, Any] = json.loads(text)
         metadata = cast(dict[str, str], header.pop("__metadata__", None) or {})
         tensors = [_stored_tensor(path, key, value, start=8 + length) for key, value in header.items()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not a safetensors file (its header cannot be read: {error!r})") from error
@@ -198,6 +199,7 @@ def write_safetensors(
                 values = tensor(key)
                 assert (values.dtype, tuple(values.shape)) == (dtype, shape), key
                 _write(file, values)
+            sync(file)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CheckpointError(f"{path}: the disk is full ({8 + len(text) + end:,} bytes are needed)") from error

@@ -19,6 +19,9 @@ def warn_about_long_prompts(model: StableDiffusion_XL | StableDiffusion_1, promp
 
     Returns:
         What is cut off each prompt, from the first word that does not fit: "" where nothing is.
+
+    Raises:
+        ValueError: If a word is longer than the tokenizer can take.
     """
     tokenizer = model.clip_text_encoder.find(CLIPTokenizer)
     cuts: list[str] = []
@@ -65,7 +68,12 @@ def time_ids(
 def _cut_text(tokenizer: CLIPTokenizer, prompt: str) -> str:
     room = tokenizer.sequence_length - 2  # beside the tokens that start and end the text
     for word in tokenizer.token_pattern.finditer(prompt):
-        room -= tokenizer.encode(word.group()).numel() - 2
+        try:
+            room -= tokenizer.encode(word.group()).numel() - 2
+        except RecursionError:  # Refiners' tokenizer goes one call deeper for each pair of letters
+            raise ValueError(
+                f"expected prompts of words, got one of {len(word.group())} characters in {_shorten(prompt)!r}"
+            ) from None
         if room < 0:
             return prompt[word.start() :]
     return ""

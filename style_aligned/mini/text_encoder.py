@@ -1,7 +1,5 @@
 """The embedded model's text encoders: two small CLIP text encoders over a vocabulary of whole words."""
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,33 +9,18 @@ from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import DoubleTextEncoder
 from torch import Tensor, device as Device, dtype as DType, tensor
 
+from style_aligned.words import words
+
 SEQUENCE_LENGTH = 32
 EMBEDDING_DIM = 64
 HEAD_DIM = 32
-
-
-ACCENTS = re.compile(r"(?<=[a-z0-9])[\u0300-\u036f\ufe00-\ufe0f]+")
-
-
-def words(text: str) -> list[str]:
-    """Split a text into its words, of any script: lower case, without punctuation, Latin letters without accents.
-
-    Example:
-        >>> words("A crème-brûlée, 3D!")
-        ['a', 'creme', 'brulee', '3d']
-    """
-    folded = ACCENTS.sub("", unicodedata.normalize("NFKD", text).lower())
-    folded = unicodedata.normalize("NFC", folded)  # other scripts stay as they were written, for who reads them
-    # in some of them vowels are marks, which do not end a word
-    marks = {"Mc", "Mn"}
-    kinds = "".join("w" if c.isalnum() else "m" if unicodedata.category(c) in marks else " " for c in folded)
-    return [folded[match.start() : match.end()] for match in re.finditer("w[wm]*", kinds)]
 
 
 class MiniTokenizer(CLIPTokenizer):
     """Tokenizer of whole words, with Refiners' interface.
 
     A word outside of the vocabulary becomes the unknown token; words beyond the sequence's length are cut off.
+    Refiners' `ConceptExtender` cannot add words to it: it reads CLIP's file of byte pairs, and there are none.
 
     Receives:
         (str | list[str]): One text, or several.

@@ -219,3 +219,33 @@ def test_control_c_leaves_nothing(single_files: dict[str, Path], tmp_path: Path)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_targets_that_a_folder_cannot_replace(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present, link, broken = tmp_path / "present", tmp_path / "link", tmp_path / "broken"
+    present.mkdir()
+    link.symlink_to(present)
+    broken.symlink_to(tmp_path / "none")
+    monkeypatch.chdir(present)
+    for target in (".", present, link, broken):
+        with pytest.raises(CheckpointError, match="a link, a disk or the present folder; expected a new one"):
+            convert_checkpoint(folder, target, dry_run=target == ".")
+    assert {path.name for path in tmp_path.iterdir()} == {"present", "link", "broken"}
+    monkeypatch.chdir(tmp_path)
+    assert (convert_checkpoint(folder, "present").target / "unet.safetensors").is_file()  # an empty one
+
+
+def test_a_source_where_the_target_is_to_be_written(folder: Path, tmp_path: Path) -> None:
+    part = convert_checkpoint(folder, tmp_path / "new.part").target
+    files = {path.name: path.read_bytes() for path in part.iterdir()}
+    with pytest.raises(CheckpointError, match=r"new: .*new\.part holds the source; expected another folder"):
+        convert_checkpoint(part, tmp_path / "new")
+    assert {path.name: path.read_bytes() for path in part.iterdir()} == files
+
+
+def test_a_source_whose_name_is_no_text(single_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "a\udcff.safetensors"
+    shutil.copy(single_file, copy)
+    target = convert_checkpoint(copy, tmp_path / "new").target
+    with safe_open(target / "unet.safetensors", framework="pt") as file:
+        assert file.metadata()["source"] == "a?.safetensors"

@@ -13,7 +13,7 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 )
 
 from style_aligned.mini import MiniDoubleTextEncoder, MiniTokenizer
-from style_aligned.mini.text_encoder import words
+from style_aligned.words import words
 
 VOCABULARY = ["a", "fox", "neon", "sign", "3d", "render"]
 
