@@ -201,14 +201,18 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             name = type(self.target).__name__
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
-        self._is_injected = True
         self._sites = self._build_sites()
-        for site in self._sites:
-            site.inject()
-        self._apply_options()
-        for unet in self._find_unets():
-            unet.insert(0, self._check_input[0])
-        return super().inject(parent)
+        self._is_injected = True
+        try:
+            for site in self._sites:
+                site.inject()
+            self._apply_options()
+            for unet in self._find_unets():
+                unet.insert(0, self._check_input[0])
+            return super().inject(parent)
+        except BaseException:  # an interruption too
+            self.eject()
+            raise
 
     def eject(self) -> None:
         """Eject the adapter.
@@ -220,11 +224,13 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError("this StyleAlignedAdapter is not injected: expected inject() before eject()")
         for site in self._sites:
             site.eject()
-        self._is_injected = False
-        self._sites = []
         for unet in self._find_unets():
-            unet.remove(self._check_input[0])
-        super().eject()
+            if any(layer is self._check_input[0] for layer in unet):
+                unet.remove(self._check_input[0])
+        if self.target.parent is self:  # not, if the injection was interrupted
+            super().eject()
+        self._sites = []
+        self._is_injected = False
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
         return self if self._is_injected else self.inject()

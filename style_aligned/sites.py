@@ -50,24 +50,31 @@ class Site:
     def inject(self) -> None:
         """Put the layers for a batch of references and targets in place of the original one."""
         *inserted, replacement = self.form("batch")
+        self.mode = "batch"  # first: an interruption may follow each change
         for layer in inserted:
             self.parent.insert(list(self.parent).index(self.original), layer)
         self._swap(self.original, replacement)
-        self.mode = "batch"
 
     def eject(self) -> None:
-        """Put the original layer back."""
-        self.set_mode("batch")
-        *inserted, replacement = self.form("batch")
-        for layer in inserted:
-            self.parent.remove(layer)
-        self._swap(replacement, self.original)
+        """Put the original layer back, wherever the way to the present mode was interrupted."""
+        for form in self.forms.values():
+            *inserted, replacement = form
+            for layer in inserted:
+                if self._holds(layer):
+                    self.parent.remove(layer)
+            if self._holds(replacement):
+                self._swap(replacement, self.original)
+        if not self._holds(self.original):
+            raise ValueError(f"expected the layers of StyleAligned in {self.parent}, got others in their place")
         self.mode = None
 
     def set_mode(self, mode: Mode) -> None:
         """Put the layers for another mode in place of the present ones."""
         assert self.mode is not None
-        for old_layer, new_layer in zip(self.form(self.mode), self.form(mode), strict=True):
+        for place, new_layer in enumerate(self.form(mode)):
+            old_layer = next((form[place] for form in self.forms.values() if self._holds(form[place])), None)
+            if old_layer is None:
+                raise ValueError(f"expected the layers of StyleAligned in {self.parent}, got others in their place")
             self._swap(old_layer, new_layer)
         self.mode = mode
 
@@ -100,6 +107,9 @@ class Site:
                     " insert layers there (such as self-attention guidance) to be injected first: eject the"
                     " StyleAlignedAdapter, inject the other one, then inject it again"
                 )
+
+    def _holds(self, layer: fl.Module) -> bool:
+        return any(other is layer for other in self.parent)
 
     def _swap(self, old_layer: fl.Module, new_layer: fl.Module) -> None:
         if old_layer is not new_layer:

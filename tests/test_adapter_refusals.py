@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -308,3 +308,65 @@ def test_an_exception_after_eject_is_not_lost() -> None:
 
     with pytest.raises(KeyError, match="own"):
         fail()
+
+
+def test_what_is_interrupted_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever in a chain the interruption comes, the target is as before, and can be adapted."""
+    chain, x = blocks(), features(4, 10, 16)
+    expected = run(chain, x)
+    adapter = StyleAlignedAdapter(chain, share_group_norm=True)
+    before = snapshot(chain)
+    left = 0
+
+    def count(name: str) -> None:
+        original = getattr(fl.Chain, name)
+
+        def change(*arguments: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(fl.Chain, name, change)
+
+    for name in ("insert", "replace", "remove"):
+        count(name)
+
+    def interrupt(change: Callable[[], Any]) -> Iterator[None]:
+        """Interrupt a change at its first step, then at its second one, and so on, until it gets through."""
+        nonlocal left
+        for step in range(1, 50):
+            left = step
+            try:
+                change()
+            except KeyboardInterrupt:
+                left = 0
+                yield
+            else:
+                left = 0
+                assert step > 4
+                break
+
+    def record() -> None:
+        with adapter.record(bank):
+            pass
+
+    for _ in interrupt(adapter.inject):
+        assert snapshot(chain) == before
+    for _ in interrupt(adapter.eject):
+        adapter.eject()
+        assert snapshot(chain) == before
+        adapter.inject()
+    assert snapshot(chain) == before
+    adapter.inject()
+    injected, bank = snapshot(chain), ReferenceBank()
+    for _ in interrupt(record):
+        record()
+        assert snapshot(chain) == injected
+    with adapter.record(bank):
+        run(chain, x[:1])
+    with adapter.replay(bank):
+        run(chain, x[:2])
+    adapter.eject()
+    assert torch.equal(run(chain, x), expected)
