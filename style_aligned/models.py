@@ -12,7 +12,7 @@ from style_aligned.adapter import StyleAlignedAdapter
 from style_aligned.denoising import Model
 
 SAMPLES = 64  # of each parameter, for the fingerprint of a model
-NUMBERS = ("scale", "bias", "backbone_scale")  # of layers such as those of LoRA and FreeU, that are no parameters
+NUMBERS = ("scale", "bias", "skip_scales", "backbone_scales")  # of LoRA, of FreeU: they are no parameters
 
 
 def default_size(model: Model) -> tuple[int, int]:
@@ -36,10 +36,15 @@ def describe_model(model: Model) -> dict[str, Any]:
 def fingerprint(*modules: fl.Module) -> str:
     """Give a fingerprint of some modules: of samples of each parameter, and of numbers such as the scale of a LoRA."""
     digest = hashlib.sha256()
-    for layer in (layer for module in modules for layer in module.modules()):
-        for name in NUMBERS:
-            if isinstance(value := vars(layer).get(name), int | float):
-                digest.update(f"{name}={float(value)}".encode())
+    for module in modules:
+        adapters = module.get_parents() if isinstance(module, fl.Chain) else []
+        for layer in (*adapters, *module.modules()):
+            for name in NUMBERS:
+                value = vars(layer).get(name)
+                if isinstance(value, int | float):
+                    digest.update(f"{name}={float(value)}".encode())
+                elif isinstance(value, list):
+                    digest.update(f"{name}={value}".encode())
     samples: list[Tensor] = []
     parameters = [parameter for module in modules for parameter in module.parameters()]
     for parameter in parameters:

@@ -75,11 +75,11 @@ class BaseReference:
                 raise StyleError(f"expected a model with {name}={own[name]}, as the {kind}'s, got {given[name]}")
         given_solver = describe_solver(model.solver)
         if given_solver != self.solver:
-            name = next(
-                name for name in {**self.solver, **given_solver} if given_solver.get(name) != self.solver.get(name)
-            )
+            names, none = {**self.solver, **given_solver}, "nothing of that name"
+            name = next(name for name in names if given_solver.get(name, none) != self.solver.get(name, none))
             raise StyleError(
-                f"expected a solver with {name}={self.solver.get(name)}, as the {kind}'s, got {given_solver.get(name)}"
+                f"expected a solver with {name}={self.solver.get(name, none)}, as the {kind}'s, got"
+                f" {given_solver.get(name, none)}"
             )
         try:
             StyleAlignedAdapter(model.unet, **self.options)

@@ -25,7 +25,6 @@ from style_aligned.denoising import (
 from style_aligned.models import check_model
 from style_aligned.reference import Reference
 from style_aligned.style import Style
-from style_aligned.style_file import StyleError
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,15 +171,6 @@ def _check(
     return prompts, seeds
 
 
-def _check_text(text: TextEmbedding, own: TextEmbedding) -> None:
-    """Check that a style's text embedding is of the shapes of the model's."""
-    found, expected = (
-        {name: list(tensor.shape) for name, tensor in embedding.tensors.items()} for embedding in (text, own)
-    )
-    if found != expected:
-        raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
-
-
 def _generate(
     model: Model,
     style: Style | Reference,
@@ -209,7 +199,6 @@ def _generate(
         ]
         texts = [embed(model, prompts[index], style.negative_prompt) for index in chunk]
         if is_aligned:
-            _check_text(style.text, texts[0])
             # the model is as it was whenever an image is handed out
             with StyleAlignedAdapter(model.unet, **style.options) as adapter:
                 bank = ReferenceBank(device=bank_device)

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from style_aligned.defaults import GUIDANCE, STEPS
-from style_aligned.denoising import Model, TextEmbedding
+from style_aligned.denoising import Model, TextEmbedding, embed
 from style_aligned.reference import BaseReference, Reference
-from style_aligned.style_file import PREVIEW, read_style_file, write_style_file
+from style_aligned.style_file import PREVIEW, StyleError, read_style_file, write_style_file
 
 SETTINGS = tuple(field.name for field in fields(BaseReference) if field.name != "text")
 
@@ -96,6 +96,25 @@ class Style(BaseReference):
         preview.thumbnail((PREVIEW, PREVIEW))
         settings = {name: getattr(reference, name) for name in SETTINGS}
         return cls(**settings, text=reference.text, latents=reference.latents, preview=preview)
+
+    def check(self, model: Model, force: bool = False) -> None:
+        """Check that it fits a model.
+
+        Args:
+            model: The model, with its solver.
+            force: Whether to let other weights of the same kind of model, or another precision, pass.
+
+        Raises:
+            StyleError: If it does not, with the reason.
+            ValueError: If the model has self-attention guidance, or is adapted already.
+        """
+        super().check(model, force=force)
+        found, expected = (
+            {name: list(tensor.shape) for name, tensor in embedding.tensors.items()}
+            for embedding in (self.text, embed(model, ""))
+        )
+        if found != expected:
+            raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
 
     def image(self, model: Model) -> Image.Image:
         """Decode the reference.

@@ -9,7 +9,7 @@ from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import LinearLora, LoraAdapter
 from refiners.foundationals.latent_diffusion import StableDiffusion_1
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, LCMSolver, Solver
-from torch import Tensor
+from torch import Generator, Tensor
 
 from style_aligned import ReferenceBank, StyleAlignedAdapter
 from style_aligned.denoising import sample_noise
@@ -87,6 +87,24 @@ def test_generate_works_with_stateful_solvers(model: Mini, solver: Solver) -> No
     model.solver = solver
     expected = in_one_batch(model, {})
     assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=2)), expected[1:]) < 1e-4
+
+
+def test_generate_works_with_a_solver_that_adds_noise(model: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.solver = LCMSolver(30)
+    samples = latents(generate(model, make_style(model), PROMPTS, batch_size=2))
+    generators = [Generator().manual_seed(seed) for seed in range(1 + len(PROMPTS))]
+
+    def sample_noises() -> Tensor:
+        return torch.cat([torch.randn(1, 4, 8, 8, generator=generator) for generator in generators])
+
+    sample_noises()  # those that the images start from
+    add_noise = Solver.add_noise
+
+    def add_noises(self: Solver, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        return add_noise(self, x, sample_noises(), step)
+
+    monkeypatch.setattr(Solver, "add_noise", add_noises)
+    assert relative_error(samples, in_one_batch(model, {})[1:]) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.solvers import (
     DDIM,
     DDPM,
@@ -172,3 +173,25 @@ def test_a_style_of_another_precision_is_refused_for_that(fresh_mini: Mini, styl
         with pytest.raises(StyleError, match="with precision=float32, as the style's, got bfloat16"):
             one.check(fresh_mini)
         one.check(fresh_mini, force=True)
+
+
+def test_solvers_that_differ_in_what_is_none(model: Mini, style: Style) -> None:
+    other = dataclasses.replace(style, solver={**style.solver, "sharpness": None})
+    with pytest.raises(StyleError, match=r"solver with sharpness=None, as the style's, got nothing of that name"):
+        other.check(model)
+
+
+def test_free_u_counts(fresh_mini: Mini) -> None:
+    SDFreeUAdapter(fresh_mini.unet, backbone_scales=[1.2], skip_scales=[0.9]).inject()
+    style = Style.from_prompt(fresh_mini, "a fox", num_inference_steps=1, size=(64, 64))
+    style.check(fresh_mini)
+    adapter = fresh_mini.unet.parent
+    assert isinstance(adapter, SDFreeUAdapter)
+    adapter.eject()
+    for backbone, skip in ((1.2, 0.1), (1.1, 0.9)):
+        other = SDFreeUAdapter(fresh_mini.unet, backbone_scales=[backbone], skip_scales=[skip]).inject()
+        with pytest.raises(StyleError, match="expected a model with fingerprint="):
+            style.check(fresh_mini)
+        other.eject()
+    adapter.inject()
+    style.check(fresh_mini)

@@ -30,6 +30,17 @@ def test_show_style(run: Run, tmp_path: Path) -> None:
     assert read_image(preview).size == (64, 64)
 
 
+def test_the_size_of_a_style_file_is_warned_about_once(run: Run, tmp_path: Path) -> None:
+    files = [tmp_path / "fox.safetensors", tmp_path / "dog.safetensors", tmp_path / "large.safetensors"]
+    for file, size in zip(files, ("64", "64", "256"), strict=True):
+        assert run("style", "make", "--reference", "a fox", "--steps", "1", "--size", size, "--output", file)[0] == 0
+    styles = [argument for file in files for argument in ("--style", str(file))]
+    code, _, error = run("generate", *styles, "--prompt", "a cat", "--output", tmp_path / "out")
+    assert code == 0
+    assert error.count("trained for images of about 256x256") == 1
+    assert "256x256: at 64x64" in error
+
+
 def test_a_preview_replaces_nothing(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "fox.safetensors"
     run("style", "make", "--reference", "a fox", *SMALL, "--output", file)
@@ -155,3 +166,15 @@ def test_a_style_of_another_precision_takes_force(run: Run, random_mini: Mini, s
     (as_it_was,) = generate(random_mini, style, ["a cat"])
     assert not torch.equal(sample.latents, as_it_was.latents)  # it does follow what was rounded
     assert run(*command)[1].startswith("0 new images ")
+
+
+def test_a_style_that_does_not_fit_leaves_nothing(run: Run, style: Style, tmp_path: Path) -> None:
+    other = replace(style, text=TextEmbedding(style.text.clip_text_embedding))
+    other.save(tmp_path / "other.safetensors")
+    out = tmp_path / "out"
+    files = ["--style", tmp_path / "fox.safetensors", "--style", tmp_path / "other.safetensors"]
+    for options in ([], ["--force"]):
+        code, output, error = run("generate", *files, *options, "--prompt", "a cat", "--output", out)
+        assert (code, output) == (2, "")
+        assert "expected a style with text embeddings of shapes" in error
+        assert not out.exists()
