@@ -70,7 +70,13 @@ def draw_demo(
 
     Returns:
         The picture: a line for each style, with the unaligned set on the left and the aligned one on the right.
+
+    Raises:
+        ValueError: If a row has no targets.
     """
+    for row in rows:
+        if len(row.things) < 2:
+            raise ValueError(f"expected a reference and targets in each row, got {row.things}")
     lines: list[list[Strip]] = []
     for row in rows:
         prompts = [f"{thing}, {row.style}" for thing in row.things]
@@ -84,8 +90,7 @@ def draw_demo(
         )
         arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
         aligned = _collect(generate(model, reference, prompts[1:], **arguments), on_image)
-        # with a single thing in the row, its steps are still to be done
-        style = Style.from_reference(model, reference, on_step=on_step)
+        style = Style.from_reference(model, reference)
         first = style.image(model)
         if on_image is not None:
             on_image()

@@ -107,7 +107,13 @@ def options(
 
 @app.command()
 def generate(
-    output: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the images go.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the images go, numbered with as many digits as their count takes, but at least three.",
+        ),
+    ],
     reference: Annotated[
         list[str] | None, typer.Option(metavar="PROMPT", help="Prompt of the reference. Repeat it for several styles.")
     ] = None,
@@ -311,7 +317,10 @@ def evaluate(
     guidance: Annotated[
         float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")
     ] = EMBEDDED_GUIDANCE,
-    batch_size: BatchSize = 20,
+    batch_size: Annotated[
+        int,
+        typer.Option(min=1, metavar="COUNT", help="Images that go through the model at a time, at least a whole set."),
+    ] = 20,
     model: Model = "mini",
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures to a file too.")] = None,

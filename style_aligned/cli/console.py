@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `STYLE_ALIGNED_DEBUG=1` to have the traceback instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    can_go_on = command == "generate"  # from what is there already, which the others do not
+    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
+        reconfigure(errors="backslashreplace")  # names of files hold what a terminal may not be able to show
     try:
         code = _run(arguments or ["--help"])
     except KeyboardInterrupt:
@@ -33,16 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("STYLE_ALIGNED_DEBUG"):
             raise
-        print_line(f"error: {describe(error)}")
+        is_full = isinstance(error, OSError) and error.errno in STORAGE_IS_FULL
+        kept = "; what was finished is kept" if is_full and can_go_on else ""
+        print_line(f"error: {describe(error)}{kept}")
         return ERROR
     if code == INTERRUPTED:
-        command = next((argument for argument in arguments if not argument.startswith("-")), None)
-        can_go_on = command == "generate"  # what is there already, which the others do not
-        print_line(
-            "interrupted: what was finished is kept, and the same command goes on from there"
-            if can_go_on
-            else "interrupted"
-        )
+        kept = ": what was finished is kept, and the same command goes on from there" if can_go_on else ""
+        print_line(f"interrupted{kept}")
     return code
 
 
@@ -75,8 +76,7 @@ def describe(error: BaseException) -> str:
         return f"{format_message()}{hint}"
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else "output"
-        reason = (error.strerror or str(error)).lower()
-        return f"{name}: {reason}" + ("; what was finished is kept" if error.errno in STORAGE_IS_FULL else "")
+        return f"{name}: {(error.strerror or str(error)).lower()}"
     if isinstance(error, ValueError | TypeError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):

@@ -18,7 +18,6 @@ from style_aligned.files import (
     parse_settings,
     read_texts,
 )
-from style_aligned.reference import Reference
 from style_aligned.style import Style
 
 STYLE = "style.safetensors"
@@ -77,14 +76,14 @@ def has_images(image_set: ImageSet) -> bool:
     return any(path.exists() for path in image_set.paths)
 
 
-def find_pending(image_set: ImageSet, style: Style | Reference, model: Mapping[str, Any], *, force: bool) -> set[Path]:
+def find_pending(image_set: ImageSet, style: Style, model: Mapping[str, Any], *, force: bool) -> set[Path]:
     """Find what is to be made: images that are not there, and those that are damaged.
 
     A damaged one is made again without force if its settings are those of this run: it comes out as it was.
 
     Args:
         image_set: The set.
-        style: Its style. If that is still a reference, none of the images is there.
+        style: Its style.
         model: What `style_aligned.models.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
@@ -94,9 +93,6 @@ def find_pending(image_set: ImageSet, style: Style | Reference, model: Mapping[s
     Raises:
         ValueError: If an image would be replaced by a different one, unless forced to.
     """
-    if isinstance(style, Reference):
-        assert not has_images(image_set)
-        return set(image_set.paths)
     return {
         target.path
         for target, settings in _expected(image_set, style, model)

@@ -121,7 +121,8 @@ def check_number(
     name: str, value: float | int | None, minimum: float | int = -math.inf, maximum: float | int = math.inf
 ) -> None:
     """Check that a number is finite and in its range, if it is given: typer lets NaN pass any range."""
-    if value is not None and not (math.isfinite(value) and minimum <= value <= maximum):
+    # the bounds first: an integer may be too large for a float
+    if value is not None and not (minimum <= value <= maximum and math.isfinite(value)):
         bounds = f" of at least {minimum:.12g}" if math.isfinite(minimum) else ""
         bounds = f" of at most {maximum:.12g}" if math.isfinite(maximum) else bounds
         bounds = f" between {minimum:.12g} and {maximum:.12g}" if math.isfinite(maximum - minimum) else bounds

@@ -20,15 +20,16 @@ def draw_overview(sets: Sequence[ImageSet], subtitle: str) -> Image.Image:
         sets: The sets, whose images are all there.
         subtitle: What is said under the title.
     """
+    count, styles = sum(len(image_set.aligned) for image_set in sets), len(sets)
+    sets = sets[: MAX_IMAGES // (4 if sets[0].unaligned else 2)]  # each with its reference and a target
     shown = max(1, MAX_IMAGES // sum(2 if image_set.unaligned else 1 for image_set in sets))
-    count = sum(len(image_set.aligned) for image_set in sets)
     drawn = sum(len(image_set.aligned[:shown]) for image_set in sets)
     if drawn < count:
         subtitle = f"{subtitle} · {drawn} of {count:,} images"
-    is_single = len(sets) == 1
+    is_single = styles == 1
     return contact_sheet(
         [line for image_set in sets for line in _lines(image_set, shown, has_title=not is_single)],
-        title=sets[0].source.prompt if is_single else f"{len(sets)} styles",
+        title=sets[0].source.prompt if is_single else f"{styles:,} styles",
         subtitle=subtitle,
         layout=Layout(cell=_cell(sets)),
     )

@@ -1,7 +1,7 @@
 """What the commands do once their options are checked."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import typer
 from style_aligned.cli import drawing, existing, library, sets
 from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.inputs import Prompt
+from style_aligned.cli.locking import sole_use
 from style_aligned.cli.overview import draw_overview
 from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
@@ -54,27 +55,66 @@ def generate(
 
     # all styles before any image: what can be told without drawing is told at once
     styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
+    subtitle = _subtitle(model_name, styles)
+    with sole_use(output):
+        new, total = _draw(
+            model,
+            planned,
+            styles,
+            described,
+            steps=settings.steps,
+            batch_size=batch_size,
+            bank_device=bank_device,
+            force=force,
+        )
+        sheet = output / "sheet.png"
+        write_png(sheet, draw_overview(planned, subtitle), describe_picture(existing.SHEET))
+    if left_over := existing.find_left_over(output, planned):
+        are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
+        warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
+    already = f" ({total - new} were there already)" if new < total else ""
+    typer.echo(f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}")
+
+
+def _draw(
+    model: Model,
+    planned: Sequence[sets.ImageSet],
+    styles: list[Style | Reference],
+    described: Mapping[str, Any],
+    *,
+    steps: int,
+    batch_size: int,
+    bank_device: str | None,
+    force: bool,
+) -> tuple[int, int]:
+    """Make the images that are not there yet. Gives their number, and that of all images but the references.
+
+    The list of styles is used up: what a reference holds can be freed once its images are there.
+    """
     pending: list[set[Path]] = []
     for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
-        if isinstance(style, Style) or not existing.has_images(image_set):
+        if isinstance(style, Reference):
+            if not existing.has_images(image_set):
+                pending.append(set(image_set.paths))
+                continue
+            with Progress.show(1, steps) as progress:  # only its trajectory tells whether they are of this run
+                progress.describe("reference")
+                style = drawing.finish_style(model, style, progress)
             pending.append(existing.find_pending(image_set, style, described, force=force))
-            continue
-        with Progress.show(1, settings.steps) as progress:  # only its trajectory tells whether they are of this run
-            progress.describe("reference")
-            finished = drawing.finish_style(model, style, progress)
-        pending.append(existing.find_pending(image_set, finished, described, force=force))
-        drawing.save_style(finished, image_set)  # not beside images that were refused
-        styles[index] = finished
+            drawing.save_style(style, image_set)  # not beside images that were refused
+            styles[index] = style
+        else:
+            pending.append(existing.find_pending(image_set, style, described, force=force))
     counts = [
         drawing.count_work(image_set, paths, batch_size=batch_size) + isinstance(style, Reference)
         for image_set, style, paths in zip(planned, styles, pending, strict=True)
     ]
-    steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
-    with Progress.show(sum(counts), steps) as progress:
-        for index, (image_set, paths) in enumerate(zip(planned, pending, strict=True)):
-            styles[index] = drawing.make_images(
+    all_steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
+    with Progress.show(sum(counts), all_steps) as progress:
+        for image_set, paths in zip(planned, pending, strict=True):
+            drawing.make_images(
                 model,
-                styles[index],
+                styles.pop(0),
                 image_set,
                 paths,
                 described,
@@ -83,15 +123,9 @@ def generate(
                 force=force,
                 progress=progress,
             )
-    sheet = output / "sheet.png"
-    write_png(sheet, draw_overview(planned, _subtitle(model_name, styles)), describe_picture(existing.SHEET))
-    if left_over := existing.find_left_over(output, planned):
-        are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
-        warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
     total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
     new = sum(len(paths - {image_set.reference}) for image_set, paths in zip(planned, pending, strict=True))
-    already = f" ({total - new} were there already)" if new < total else ""
-    typer.echo(f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}")
+    return new, total
 
 
 def make_style(output: Path, reference: str, settings: sets.Settings, load: Callable[[], Model]) -> None:
@@ -113,7 +147,7 @@ def show_style(file: Path, preview: Path | None) -> None:
     for name, value in existing.describe_style(style).items():
         text = str(value)
         if isinstance(value, dict) or not text.isprintable():  # a text can hold lines that look like ours
-            text = json.dumps(value, ensure_ascii=False)
+            text = json.dumps(value)
         typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
     typer.echo(f"{'fingerprint:':<17} {existing.digest(style)}")
     if preview is not None:
@@ -136,17 +170,24 @@ def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> 
             last = done
 
         results = evaluate(model, on_progress=on_progress, **options)
-    figures = [
-        (f"{row.style.value:.1%}", f"{row.concept.value:.1%}", f"{row.palette_distance.value:.1f}")
-        for row in results.rows
-    ]
-    _echo_table(
-        ("setting", "variant", "style", "concept", "palette distance"),
-        [(row.setting, row.variant, *values) for row, values in zip(results.rows, figures, strict=True)],
-        texts=2,
-    )
-    if output is not None:
-        write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+    figures = [(_percent(row.style), _percent(row.concept), _plain(row.palette_distance)) for row in results.rows]
+    try:
+        _echo_table(
+            ("setting", "variant", "style", "concept", "palette distance"),
+            [(row.setting, row.variant, *values) for row, values in zip(results.rows, figures, strict=True)],
+            texts=2,
+        )
+    finally:  # who reads only the table's first lines has the file all the same
+        if output is not None:
+            write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
+
+
+def _percent(interval: Any) -> str:
+    return f"{interval.value:.1%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
+def _plain(interval: Any) -> str:
+    return f"{interval.value:.1f} ({interval.low:.1f} to {interval.high:.1f})"
 
 
 def _subtitle(model_name: str, styles: Sequence[BaseReference]) -> str:

@@ -269,8 +269,10 @@ class OutputBlock(xl.OutputBlock):
 class MiniUNet(xl.SDXLUNet):
     """An `SDXLUNet` of a few million parameters: same blocks, contexts and setters, smaller widths.
 
+    Refiners' `add_lcm_lora` takes it with `check_validity=False`: that check looks for the name of SDXL's class.
+
     Receives:
-        (Float[Tensor, "batch in_channels height width"]): the noisy latents; height and width divisible by 4.
+        (Float[Tensor, "batch in_channels height width"]): the noisy latents, of any height and width.
 
     Returns:
         (Float[Tensor, "batch 4 height width"]): the predicted noise.

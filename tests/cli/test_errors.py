@@ -2,9 +2,12 @@
 
 import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +19,8 @@ from refiners.fluxion.layers.chain import ChainError
 
 from style_aligned.cli import library, main
 from style_aligned.cli.console import describe
-from style_aligned.mini import Mini
+from style_aligned.mini import Mini, known_concepts, known_styles, load_mini
+from style_aligned.mini.model import WEIGHTS
 from tests.cli.conftest import FOX, Run, assert_error
 
 
@@ -39,6 +43,7 @@ from tests.cli.conftest import FOX, Run, assert_error
         (["generate", *FOX, "--prompt", "a cat", "--steps", "many"], "--steps"),
         (["generate", *FOX, "--prompt", "a cat", "--seed", "-1"], "--seed"),
         (["generate", *FOX, "--prompt", "a cat", "--seed", str(2**70)], "expected --seed .* of at most 4294967295"),
+        (["generate", *FOX, "--prompt", "a cat", "--seed", str(10**400)], "expected --seed .* of at most 4294967295"),
         (["generate", *FOX, "--prompt", "a cat", "--batch-size", "0"], "--batch-size"),
         (
             ["generate", *FOX, "--prompt", "a cat", "--scale", "-1"],
@@ -96,6 +101,64 @@ def test_output_in_the_way(run: Run, loads: list[Any], tmp_path: Path, monkeypat
     assert_error(run(*generate, tmp_path / "new"), "to be writable")
     assert loads == []
     assert file.read_bytes() == b""
+
+
+@pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_ours(run: Run, loads: list[Any], tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    for command in (
+        ["generate", *FOX, "--prompt", "a cat"],
+        ["style", "make", "--reference", "a fox"],
+        ["demo"],
+        ["evaluate"],
+    ):
+        output = tmp_path / "new"
+        assert_error(run(*command, "--output", output), f"expected --output {output} to be writable, got the folder")
+    assert loads == []
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "autoencoder.safetensors", "text_encoder.safetensors"])
+def test_damaged_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    weights, out = tmp_path / "weights", tmp_path / "out"
+    shutil.copytree(WEIGHTS, weights)
+    monkeypatch.setattr("style_aligned.mini.load_mini", partial(load_mini, folder=weights))
+    path = weights / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for command, content, message in (
+        (
+            ["generate", *FOX, "--prompt", "a cat"],
+            whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "is corrupted: expected weights with the SHA-256",
+        ),
+        (["style", "make", *FOX], whole[:middle], "is not a whole safetensors file"),
+        (["demo"], b"", "is not a whole safetensors file"),
+        (["evaluate"], None, "is missing: the embedded model's weights are not complete"),
+    ):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        code = main([*command, "--output", str(out)])
+        captured = capsys.readouterr()
+        assert_error((code, captured.out, captured.err), f"{re.escape(str(path))} {message}")
+        path.touch()
+    assert not out.exists()
+
+
+def test_damaged_names_of_concepts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(WEIGHTS, weights)
+    for function in (known_concepts, known_styles):
+        monkeypatch.setattr(f"style_aligned.mini.{function.__name__}", partial(function, folder=weights))
+    path = weights / "text_encoder.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code = main(["concepts"])
+    captured = capsys.readouterr()
+    assert_error((code, captured.out, captured.err), f"{re.escape(str(path))} is not a whole safetensors file")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
@@ -238,6 +301,27 @@ def test_an_error_in_a_layer_is_told_in_its_own_words(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES])
-def test_full_storage_leaves_what_was_finished(number: int) -> None:
-    kept = "" if number == errno.EACCES else "; what was finished is kept"
-    assert describe(OSError(number, os.strerror(number), "a.png")) == f"a.png: {os.strerror(number).lower()}{kept}"
+@pytest.mark.parametrize("command", ["generate", "style make"])
+def test_full_storage_leaves_what_was_finished(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, number: int
+) -> None:
+    def load_model(name: str, **_: str) -> Mini:
+        raise OSError(number, os.strerror(number), "a.png")
+
+    monkeypatch.setattr(library, "load_model", load_model)
+    prompts = ["--prompt", "a cat"] if command == "generate" else []
+    kept = "; what was finished is kept" if prompts and number != errno.EACCES else ""
+    expected = f"style-aligned: error: a.png: {os.strerror(number).lower()}{kept}\n"
+    assert run(*command.split(), *FOX, *prompts, "--output", tmp_path / "out") == (2, "", expected)
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    code = (
+        "import sys; from style_aligned.cli import run, main;"
+        "run.make_style = lambda output, *_: run.typer.echo(f'{output}: …'); sys.exit(main())"
+    )
+    output = str(tmp_path / "a\udcff")
+    command = [sys.executable, "-c", code, "style", "make", "--reference", "a fox", "--output", output]
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"a\\udcff: \\u2026\n")

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from style_aligned import sampling
-from style_aligned.cli import drawing
+from style_aligned.cli import drawing, overview
 from style_aligned.cli.console import Progress
 from style_aligned.files import read_texts
 from style_aligned.mini import Mini
@@ -60,6 +61,35 @@ def test_compare(run: Run, random_mini: Mini, tmp_path: Path) -> None:
     sample = next(sampling.generate_unaligned(random_mini, style, ["a cat", "a dog"]))
     assert read_image(tmp_path / "unaligned" / "000-a-cat.png").tobytes() == sample.image.tobytes()
     assert json.loads(read_texts(tmp_path / "unaligned" / "000-a-cat.png")["settings"])["aligned"] is False
+
+
+def test_the_sheet_says_which_row_is_which(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    contact_sheet = overview.contact_sheet
+
+    def spy(lines: Any, **options: Any) -> Image.Image:
+        drawn.extend(lines)
+        return contact_sheet(lines, **options)
+
+    monkeypatch.setattr(overview, "contact_sheet", spy)
+    monkeypatch.setattr(overview, "MAX_COLUMNS", 2)  # how many cells are in a row when there are more is a minimum of 6
+    targets = ["a cat", "a dog", "a rocket", "a cat", "a dog", "a fox"]
+    prompts = [argument for target in targets for argument in ("--prompt", target)]
+    sources = ["--reference", "a fox, neon sign", "--reference", "a dog, ink", *SMALL]
+    assert run("generate", *sources, *prompts, "--compare", "--output", tmp_path)[0] == 0
+    names = ["000-a-cat", "001-a-dog", "002-a-rocket", "003-a-cat", "004-a-dog", "005-a-fox"]
+    sets = (("000-a-fox-neon-sign", "a fox, neon sign"), ("001-a-dog-ink", "a dog, ink"))
+    for first, (folder, reference) in zip((0, 4), sets, strict=True):
+        for line, name, places in ((0, "unaligned", "unaligned/"), (1, "aligned", "")):
+            (top,), (rest,) = drawn[first + line], drawn[first + line + 2]
+            assert top.label == rest.label == f"{reference}: {name}"
+            assert (top.note, rest.note) == ("palette distance 7", "")
+            paths = [f"{folder}/reference.png", *(f"{folder}/{places}{name}.png" for name in names)]
+            cells = [cell for cell in (*top.cells, *rest.cells) if cell is not None]
+            assert [cell.image for cell in cells] == [tmp_path / path for path in paths]
+            assert [cell.is_reference for cell in cells] == [True] + [False] * 6
+            captions = [f"reference: {reference}", *targets] if name == "aligned" else [""] * 7
+            assert [cell.caption for cell in cells] == captions
 
 
 def test_style_files_make_a_grid(run: Run, tmp_path: Path) -> None:
@@ -243,3 +273,35 @@ def test_a_bank_device_that_is_not_there(run: Run, tmp_path: Path) -> None:
     assert_error(run(*command, "toaster"), "expected --bank-device to be cpu, cuda, cuda:1, mps or xpu, got 'toaster'")
     assert not (tmp_path / "out").exists()
     assert run(*command, "cpu")[0] == 0
+
+
+def test_width_comes_before_height(run: Run, tmp_path: Path) -> None:
+    command = ["generate", "--reference", "a fox", "--steps", "1", "--size", "128x64", "--prompt", "a cat"]
+    assert run(*command, "--output", tmp_path)[0] == 0
+    assert read_image(tmp_path / "000-a-cat.png").size == read_image(tmp_path / "reference.png").size == (128, 64)
+    assert json.loads(read_texts(tmp_path / "000-a-cat.png")["settings"])["size"] == "128x64"
+    assert Style.load(tmp_path / "style.safetensors").size == (64, 128)
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a cat"], ["style", "make"]])
+def test_the_model_that_is_asked_for(run: Run, loads: list[Any], tmp_path: Path, command: list[str]) -> None:
+    options = ["--model", "base.safetensors", "--device", "cpu:0", "--dtype", "bfloat16"]
+    assert run(*command, *FOX, *options, "--output", tmp_path / "out")[0] == 0
+    assert loads == [("base.safetensors", "cpu:0", "bfloat16")]
+
+
+def test_the_sheet_of_many_styles(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def spy(lines: Any, *, title: str, subtitle: str, **_: Any) -> Image.Image:
+        drawn.append((title, subtitle, len(lines)))
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(overview, "contact_sheet", spy)
+    monkeypatch.setattr(overview, "MAX_IMAGES", 4)
+    references = [argument for name in ("a fox", "a dog", "a cat") for argument in ("--reference", name)]
+    for options in ([], ["--compare"]):
+        out = tmp_path / f"out{len(options)}"
+        assert run("generate", *references, *SMALL, "--prompt", "a rocket", *options, "--output", out)[0] == 0
+    settings = "mini · 2 steps · guidance 2 · seed 0"
+    assert drawn == [("3 styles", f"{settings} · 2 of 3 images", 2), ("3 styles", f"{settings} · 1 of 3 images", 2)]

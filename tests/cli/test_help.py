@@ -4,6 +4,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ def test_help_does_without_torch(arguments: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Usage: style-aligned" in done.stdout
+
+
+@pytest.mark.slow  # it measures time, which the other tests may be pressed for
+def test_help_comes_at_once() -> None:
+    def measure() -> float:
+        start = time.perf_counter()
+        assert python("from style_aligned.cli import main; main(['generate', '--help'])").returncode == 0
+        return time.perf_counter() - start
+
+    assert min(measure() for _ in range(5)) < 0.5
 
 
 def test_wrong_options_are_told_without_torch() -> None:

@@ -1,5 +1,6 @@
 """The commands `concepts`, `demo`, `convert` and `evaluate`."""
 
+import errno
 import json
 import re
 import sys
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 from style_aligned.files import write_png
-from style_aligned.mini import Mini
-from tests.cli.conftest import Run, assert_error, read_image
+from style_aligned.metrics import set_palette_distance
+from style_aligned.mini import Mini, known_styles, load_mini
+from style_aligned.sampling import generate, generate_unaligned
+from style_aligned.style import Style
+from tests.cli.conftest import SMALL, Run, assert_error, contents, error_lines, read_image
 
 
 def test_concepts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,15 +57,56 @@ def test_demo(run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.Mo
     assert loads == []
 
 
-def test_the_picture_of_the_demo(random_mini: Mini) -> None:
-    from style_aligned.demo import Row, count_images, draw_demo
+def test_the_picture_of_the_demo(random_mini: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    from style_aligned import demo
 
-    rows = [Row("ink", ("a cat", "a dog"), seed=1), Row("neon sign", ("a fox", "a rocket"), seed=2)]
+    drawn: list[Any] = []
+    contact_sheet = demo.contact_sheet
+
+    def spy(lines: Any, **options: Any) -> Image.Image:
+        drawn.extend(lines)
+        return contact_sheet(lines, **options)
+
+    monkeypatch.setattr(demo, "contact_sheet", spy)
+    rows = [demo.Row("ink", ("a cat", "a dog"), seed=1), demo.Row("neon sign", ("a fox", "a rocket"), seed=2)]
     steps: list[int] = []
     images: list[None] = []
-    picture = draw_demo(random_mini, rows, steps=1, on_step=steps.append, on_image=lambda: images.append(None))
-    assert count_images(rows) == sum(steps) == len(images) == 6
+    picture = demo.draw_demo(random_mini, rows, steps=1, on_step=steps.append, on_image=lambda: images.append(None))
+    assert demo.count_images(rows) == sum(steps) == len(images) == 6
     assert picture.width > picture.height
+
+    assert [[strip.label for strip in line] for line in drawn] == [
+        ["ink, unaligned", "ink, aligned"],
+        ["neon sign, unaligned", "neon sign, aligned"],
+    ]
+    style = Style.from_prompt(
+        random_mini, "a fox, neon sign", seed=2, num_inference_steps=1, condition_scale=2.0,
+        options={"share_group_norm": True},
+    )  # fmt: skip
+    for strip, function in zip(drawn[1], (generate_unaligned, generate), strict=True):
+        (sample,) = function(random_mini, style, ["a rocket, neon sign"])
+        expected = [style.image(random_mini), sample.image]
+        assert [cell.image.tobytes() for cell in strip.cells] == [image.tobytes() for image in expected]
+        assert [cell.is_reference for cell in strip.cells] == [True, False]
+        assert strip.note == f"palette distance {set_palette_distance(expected):.0f}"
+
+
+def test_the_demo_draws_what_the_model_knows() -> None:
+    from style_aligned.demo import ROWS
+
+    assert len({row.style for row in ROWS}) >= 4
+    assert {row.style for row in ROWS} <= set(known_styles())
+    tokenizer = load_mini().clip_text_encoder.tokenizer
+    for row in ROWS:
+        assert len(set(row.things)) == len(row.things) >= 4
+        assert not [word for thing in row.things for word in tokenizer.unknown_words(thing)]
+
+
+def test_a_demo_without_targets_is_refused(random_mini: Mini) -> None:
+    from style_aligned.demo import Row, draw_demo
+
+    with pytest.raises(ValueError, match=r"expected a reference and targets in each row, got \('a cat',\)"):
+        draw_demo(random_mini, [Row("ink", ("a cat",))])
 
 
 def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,7 +131,7 @@ def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Have the command evaluate nothing. The options that it gives are collected."""
-    number = SimpleNamespace(value=0.5)
+    number = SimpleNamespace(value=0.5, low=0.25, high=0.75)
     figures = {"style": number, "concept": number, "palette_distance": number}
     rows = [
         SimpleNamespace(setting=setting, variant=variant, **figures)
@@ -112,7 +157,8 @@ def test_evaluate(run: Run, evaluated: dict[str, Any], tmp_path: Path) -> None:
     lines = output.splitlines()
     table = [re.split("  +", line) for line in lines]
     assert table[0] == ["setting", "variant", "style", "concept", "palette distance"]
-    assert table[1] == ["same style", "unaligned", "50.0%", "50.0%", "0.5"]
+    share = "50.0% (25% to 75%)"
+    assert table[1] == ["same style", "unaligned", share, share, "0.5 (0.2 to 0.8)"]
     assert table[4][:2] == ["style in the reference only", "aligned, but without anything at all"]
     assert len({len(line) for line in lines}) == 1
     assert len({line.index(cells[1]) for line, cells in zip(lines, table, strict=True)}) == 1
@@ -134,3 +180,87 @@ def test_an_evaluation_replaces_evaluations_only(
     for sets in (2, 3):
         assert run("evaluate", "--sets", str(sets), "--output", path)[0] == 0
         assert json.loads(path.read_text())["sets"] == sets
+
+
+@pytest.mark.parametrize("option", ["--sets", "--set-size"])
+def test_evaluations_of_one_image_or_set_are_refused(run: Run, loads: list[Any], option: str) -> None:
+    assert_error(run("evaluate", option, "1"), f"Invalid value for '{option}': .*2")
+    assert loads == []
+
+
+def test_figures_in_a_place_that_is_taken(run: Run, loads: list[Any], tmp_path: Path) -> None:
+    assert_error(run("evaluate", "--output", tmp_path), "expected --output to be a file, got the folder")
+    (tmp_path / "file").touch()
+    assert_error(run("evaluate", "--output", tmp_path / "file" / "new"), "to be in a folder, got the file")
+    assert loads == []
+
+
+def test_a_full_disk_leaves_what_was_there(
+    run: Run, evaluated: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from style_aligned import demo
+
+    def draw_demo(model: Any, **_: Any) -> Image.Image:
+        return Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr(demo, "draw_demo", draw_demo)
+    commands = {
+        "demo.png": ["demo", "--steps", "2"],
+        "fox.safetensors": ["style", "make", "--reference", "a fox", *SMALL, "--force"],
+        "figures.json": ["evaluate"],
+    }
+    for name, command in commands.items():
+        assert run(*command, "--output", tmp_path / name)[0] == 0
+    before = contents(tmp_path)
+    assert before.keys() == commands.keys()
+    write = Path.write_bytes
+
+    def write_bytes(path: Path, content: bytes) -> int:
+        write(path, content[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    for name, command in commands.items():
+        for path in (tmp_path / name, tmp_path / f"new-{name}"):
+            code, output, error = run(*command, "--output", path)
+            assert code == 2
+            assert error_lines(error) == [f"style-aligned: error: {path}: no space left on device"]
+            assert output.startswith("setting") == (command == ["evaluate"])  # its table is told all the same
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", ["style make", "demo", "evaluate"])
+def test_interrupted_while_it_draws(
+    run: Run, random_mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    options = ["--reference", "a fox", *SMALL] if command == "style make" else ["--steps", "2"]
+    output = tmp_path / "new"
+    passes: list[None] = []
+
+    def interrupt(*_: object) -> None:
+        passes.append(None)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    before = [type(layer) for layer in random_mini.unet.modules()]
+    hook = random_mini.unet.register_forward_hook(interrupt)
+    try:
+        code, printed, error = run(*command.split(), *options, "--output", output)
+    finally:
+        hook.remove()
+    assert (code, printed) == (130, "")
+    assert error.splitlines()[-1] == "style-aligned: interrupted"
+    assert list(tmp_path.iterdir()) == []
+    assert [type(layer) for layer in random_mini.unet.modules()] == before
+
+
+def test_figures_are_kept_if_nobody_reads_the_table(
+    run: Run, evaluated: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def echo(message: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("typer.echo", echo)
+    code, output, error = run("evaluate", "--output", tmp_path / "figures.json")
+    assert (code, output, error) == (2, "", "style-aligned: error: output: no space left on device\n")
+    assert json.loads((tmp_path / "figures.json").read_text())["rows"] == [3]

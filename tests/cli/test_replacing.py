@@ -6,8 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
+from style_aligned.cli import drawing
+from style_aligned.cli.locking import sole_use
 from style_aligned.files import is_damaged, read_texts, write_png
 from style_aligned.mini import Mini
 from style_aligned.models import describe_model
@@ -196,3 +199,29 @@ def test_a_refusal_leaves_no_new_style_beside_the_images_of_another(
     finally:
         weight.data.copy_(own)
     assert run(*command)[1].startswith("0 new images ")
+
+
+def test_one_run_at_a_time(run: Run, tmp_path: Path) -> None:
+    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "new" / "out"]
+    with sole_use(tmp_path / "new" / "out"):
+        code, output, error = run(*command)
+        assert (code, output) == (2, "")
+        assert error_lines(error) == [
+            f"style-aligned: error: expected --output to be free, got {tmp_path / 'new' / 'out'}, where another run is"
+            " at work"
+        ]
+        assert contents(tmp_path) == {}
+    assert run(*command)[0] == 0
+
+
+def test_an_error_leaves_no_empty_folders(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise ValueError("overflowed")
+
+    monkeypatch.setattr(drawing, "generate", generate)
+    command = ["generate", *FOX, "--prompt", "a cat", "--output"]
+    assert error_lines(run(*command, tmp_path / "new" / "out")[2]) == ["style-aligned: error: overflowed"]
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    assert run(*command, tmp_path / "mine")[0] == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
