@@ -275,7 +275,11 @@ def test_bad_arguments_are_refused(model: Mini, judge: Judge, arguments: dict[st
 def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path: Path) -> None:
     results = evaluate(model, sets=2, set_size=2, steps=1, variants=VARIANTS[:2], settings=SETTINGS[:1], judge=judge)
     metadata = read_judge_file(write(judge, tmp_path / "judge.safetensors"))[1]
-    page = to_markdown(results, judge=metadata, parameters=500_000, command="python -m scripts.evaluate --sets 2")
+    command = "python -m scripts.evaluate --sets 2"
+    page = to_markdown(results, judge=metadata, parameters=500_000, command=command)
+    assert "evaluation-sets.jpg" not in page
+    page = to_markdown(results, judge=metadata, parameters=500_000, command=command, sets_shown=2)
+    assert "The first 2 of these sets" in page
     lines = page.splitlines()
     assert all(len(line) <= 120 or line.startswith("|") for line in lines)
     assert [line.split("|")[1].strip() for line in lines if line.startswith(("| un", "| **al"))] == [

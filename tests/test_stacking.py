@@ -10,8 +10,14 @@ import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
 from refiners.fluxion.layers.chain import ChainError
+from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.solvers import DDIM
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion import (
+    SDXLDiffusionTarget,
+    SDXLMultiDiffusion,
+)
 from torch import Tensor
 
 from style_aligned import StyleAligned, StyleAlignedAdapter
@@ -94,6 +100,67 @@ def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Call
     ours.eject()
     for one, another in ((both, aligned), (both, other_alone), (both, plain)):
         assert relative_error(one[1:], another[1:]) > 1e-4
+
+
+def test_loras_of_the_manager(model: Mini) -> None:
+    # in the order in which the manager looks for places
+    linears = [linear for block in model.unet.layers(CrossAttentionBlock2d) for linear in block.layers(fl.Linear)]
+    tensors: dict[str, Tensor] = {}
+    for index, linear in enumerate(linears):
+        generator = torch.Generator().manual_seed(index)
+        name = f"unet_{index:03}_transformer"
+        tensors[f"{name}.lora_down.weight"] = torch.randn(2, linear.in_features, generator=generator)
+        tensors[f"{name}.lora_up.weight"] = 0.05 * torch.randn(linear.out_features, 2, generator=generator)
+    plain = denoise(model, PROMPTS)
+    with StyleAlignedAdapter(model.unet):
+        aligned = denoise(model, PROMPTS)
+
+    manager = SDLoraManager(model)
+    manager.add_loras("by hand", tensors, scale=0.8)
+    assert len(manager.loras) == len(linears)
+    weights = [lora.up.weight for lora in manager.loras]
+    assert all(
+        torch.equal(weight, tensors[f"unet_{i:03}_transformer.lora_up.weight"]) for i, weight in enumerate(weights)
+    )
+    alone = denoise(model, PROMPTS)
+    with StyleAlignedAdapter(model.unet):
+        both = denoise(model, PROMPTS)
+        manager.set_scale("by hand", 0)
+        torch.testing.assert_close(denoise(model, PROMPTS), aligned)
+        manager.remove_loras("by hand")
+        assert torch.equal(denoise(model, PROMPTS), aligned)
+    assert torch.equal(denoise(model, PROMPTS), plain)
+    for one, another in ((both, aligned), (both, alone), (alone, plain)):
+        assert relative_error(one[1:], another[1:]) > 1e-4
+
+
+@torch.no_grad()
+def test_multi_diffusion_with_a_set(model: Mini) -> None:
+    embedding, pooled = model.compute_clip_text_embedding(PROMPTS, [""] * len(PROMPTS))
+
+    def make_target(size: tuple[int, int], offset: tuple[int, int]) -> SDXLDiffusionTarget:
+        target = SDXLDiffusionTarget(size=size, offset=offset, clip_text_embedding=embedding, condition_scale=5.0)
+        target.pooled_text_embedding = pooled
+        target.time_ids = model.default_time_ids.repeat_interleave(len(PROMPTS), dim=0)
+        return target
+
+    diffuse = SDXLMultiDiffusion(model)
+
+    def run(x: Tensor, targets: list[SDXLDiffusionTarget]) -> Tensor:
+        for step in model.steps[:2]:
+            x = diffuse(x, noise=x, step=step, targets=targets)
+        return x
+
+    noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(PROMPTS))])
+    panorama = torch.cat([noise, noise.flip(0)[..., :4]], dim=-1)
+    parts = [make_target((8, 8), (0, left)) for left in (0, 4)]
+    unaligned = run(panorama, parts)
+    with StyleAlignedAdapter(model.unet):
+        torch.testing.assert_close(run(noise, [make_target((8, 8), (0, 0))]), denoise(model, PROMPTS))
+        aligned = run(panorama, parts)
+    assert aligned.shape == (3, 4, 8, 12)
+    torch.testing.assert_close(aligned[:1], unaligned[:1])
+    assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
 
 
 def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:

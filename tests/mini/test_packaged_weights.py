@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scripts.mini_training.export import main, save_signed, sign
+from scripts.report import DRAWINGS
 from style_aligned import Style, StyleAlignedAdapter, generate
 from style_aligned.checkpoints import time_ids
 from style_aligned.denoising import sample_noise
-from style_aligned.evaluation import name_thing
+from style_aligned.evaluation import SETTINGS, VARIANTS, evaluate, name_thing
 from style_aligned.judge import WEIGHTS as JUDGE, load_judge, read_judge_file
 from style_aligned.mini import Mini, known_concepts, known_styles, load_mini
 from style_aligned.mini.model import DIGEST, FILES, WEIGHTS, digest
@@ -187,3 +188,27 @@ def test_a_set_is_that_of_one_batch_within_a_ten_thousandth(model: Mini) -> None
     torch.testing.assert_close(style.latents[-1:], x[:1], rtol=0, atol=1e-4)
     torch.testing.assert_close(torch.cat([sample.latents for sample in samples]), x[1:], rtol=0, atol=1e-4)
     assert x.std() > 0.3
+
+
+def test_the_page_is_of_the_packages_judge() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for name, title in DRAWINGS.items():
+        score = read_judge_file()[1]["accuracy"][name]
+        assert f"| {title} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |" in page
+
+
+@pytest.mark.slow
+def test_the_model_draws_what_it_is_asked_for_in_the_style_of_the_reference(model: Mini) -> None:
+    """What is promised of 50 sets of 5, of fewer: unlike that page, this is run for every change."""
+    compared = [variant for variant in VARIANTS if variant.name in ("unaligned", "shared group normalization")]
+    results = evaluate(model, sets=16, set_size=4, steps=15, seed=2, variants=compared)
+    same_style, reference_only = (setting.name for setting in SETTINGS)
+    unaligned, aligned = (results.row(same_style, variant.name) for variant in compared)
+    assert unaligned.style.value >= 0.95
+    assert unaligned.concept.value >= 0.7
+    assert aligned.palette_ratio is not None
+    assert aligned.palette_ratio.value <= 0.5
+    unaligned, aligned = (results.row(reference_only, variant.name) for variant in compared)
+    assert unaligned.style.value < 0.3
+    assert aligned.style.value >= 0.8
+    assert aligned.concept.value >= unaligned.concept.value - 0.1

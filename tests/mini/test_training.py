@@ -1,9 +1,6 @@
 """The training's own parts: what is recorded, averaged, saved and resumed is what it should be."""
 
 import json
-from collections.abc import Iterator
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,22 +8,20 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import TextEncoderWithPooling
 from safetensors.torch import load_file
 
+from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_autoencoder
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.latents import encode_drawings, load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
-from scripts.mini_training.samples import Sampler
 from scripts.mini_training.tracing import record
-from scripts.mini_training.unet_stage import Batches, UNetSettings
+from scripts.mini_training.unet_stage import Batches, UNetSettings, train_unet
 from scripts.train_mini import main, parse
-from style_aligned.mini import MiniAutoencoder, load_mini
+from style_aligned.mini import MiniAutoencoder
 from style_aligned.mini.text_encoder import MiniTokenizer
-from tests.second_device import second_device
 
 WORDS = ["a", "fox", "neon", "sign"]
 TEXTS = ["a fox", "a fox, neon sign", "", "zebra"]
@@ -94,6 +89,60 @@ def test_sheets_come_in_their_share(share: float, widths: set[int]) -> None:
 def test_sheets_of_drawings_that_are_all_by_different_hands_are_refused() -> None:
     with pytest.raises(ValueError, match="expected two drawings of the same style, foundry and factors"):
         batches_of(("neon sign", "red"), ("neon sign", "blue"))
+
+
+def test_batches_go_on_where_they_were() -> None:
+    def start() -> Batches:
+        return batches_of(("neon sign", "red"), ("bold ink", "red"), ("neon sign", "red"), batch_size=4, unknown=0.5)
+
+    batches = start()
+    for _ in range(3):
+        batches.next("cpu")
+    state, numbers = json.loads(json.dumps(batches.state())), batches.generator.get_state()
+    expected = [batches.next("cpu") for _ in range(5)]
+    resumed = start()
+    resumed.generator.set_state(numbers)
+    without_state = [resumed.next("cpu")[3] for _ in range(5)]
+    resumed.load_state(state)
+    resumed.generator.set_state(numbers)
+    for tensors, others in zip(expected, (resumed.next("cpu") for _ in range(5)), strict=True):
+        assert all(torch.equal(tensor, other) for tensor, other in zip(tensors, others, strict=True))
+    tokens = [tensors[3] for tensors in expected]
+    assert any(not torch.equal(one, other) for one, other in zip(tokens, without_state, strict=True))
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = ["held_out_cell", "train", "held_out_foundry", "train", "train"]
+    records = [
+        {"concept": concept, "style": "ink", "foundry": "noto", "factors": {}, "split": split}
+        for concept, split in zip(("fox", "cat", "dog", "car", "owl"), splits, strict=True)
+    ]
+    pictures = np.random.default_rng(0).integers(0, 256, size=(5, 64, 64, 3), dtype=np.uint8)
+    drawings = Drawings(pictures, records, ["fox"], ["ink"])
+    encode_drawings(MiniAutoencoder(), drawings, tmp_path / "latents.safetensors")
+    started: list[Batches] = []
+
+    def start(*arguments: Any) -> Batches:
+        started.append(Batches(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.mini_training.unet_stage.Batches", start)
+    with pytest.raises(KeyboardInterrupt):
+        train_unet(drawings, tmp_path, UNetSettings(), "cpu", Workers(1))
+    assert [record["concept"] for record in started[0].records] == ["cat", "car", "owl"]
+    straight = load_file(tmp_path / "latents.safetensors")["straight"]
+    assert torch.equal(started[0].latents[0], straight[[1, 3, 4]])
+
+    trained: list[list[int]] = []
+
+    def choose(drawings: Drawings, indices: list[int], *_: Any, **__: Any) -> None:
+        trained.append(indices)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.mini_training.autoencoder_stage.random_batch", choose)
+    with pytest.raises(KeyboardInterrupt):
+        train_autoencoder(drawings, tmp_path, AutoencoderSettings(), "cpu", Workers(1))
+    assert trained == [[1, 3, 4]]
 
 
 @torch.no_grad()
@@ -234,50 +283,3 @@ def test_drawings_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         main(["--output", str(tmp_path), "--stage", "data"])
     assert prepared == [tmp_path / "data"]
-
-
-@pytest.fixture(params=["cpu", "second device"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "cpu":
-        yield "cpu"
-        return
-    monkeypatch.setattr("scripts.mini_training.unet_stage.Sampler", partial(Sampler, steps=2))  # it is slow
-    adam = import_module("torch.optim.adam")
-    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", Mock())  # it has what the CPU has
-    with second_device() as name:
-        yield name
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # the second device is called meta
-def test_everything_from_data_to_weights(device: str, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    records = [
-        {"concept": concept, "style": style, "foundry": "noto", "factors": {}, "split": split}
-        for concept in ("fox", "cat")
-        for style in ("neon sign", "pixel art")
-        for split in ("train", "train", "held_out_cell")
-    ]
-    data, run = tmp_path / "data", tmp_path / "run"
-    data.mkdir()
-    np.save(data / "images.npy", rng.integers(0, 255, (len(records), 256, 256, 3), dtype=np.uint8))
-    index = {"concepts": ["fox", "cat"], "styles": ["neon sign", "pixel art"], "records": records}
-    (data / "index.json").write_text(json.dumps(index))
-
-    command = ["--data", str(data), "--output", str(run), "--threads", "2", "--device", device, "--batch-size", "4"]
-    main([*command, "--autoencoder-steps", "3", "--steps", "3"])
-    first = load_file(run / "export" / "unet.safetensors")
-    main([*command, "--stage", "unet", "--steps", "6"])
-    with pytest.raises(ValueError, match=r"expected --steps of at least 6, .* got 5"):
-        main([*command, "--stage", "unet", "--steps", "5"])
-    main([*command, "--stage", "export"])
-    second = load_file(run / "export" / "unet.safetensors")
-    assert first.keys() == second.keys()
-    assert any(not torch.equal(first[name], second[name]) for name in first)
-    assert "resumed" in (run / "unet.log").read_text()
-    for name in ("autoencoder-000003", "unet-000003", "unet-000006"):
-        with Image.open(run / "sheets" / f"{name}.png") as sheet:
-            assert sheet.width > 300
-    model = load_mini(folder=run / "export")
-    assert model.clip_text_encoder.unknown_words("a fox, neon zebra") == ["zebra"]
-    assert sum(path.stat().st_size for path in (run / "export").iterdir()) < 16_000_000

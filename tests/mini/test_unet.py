@@ -95,7 +95,7 @@ def test_every_parameter_matters(unet: MiniUNet) -> None:
     unet.zero_grad()
 
 
-@pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (3, 16, 32), (2, 12, 20)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (3, 16, 32), (2, 12, 20), (1, 9, 13)])
 def test_finite_for_any_shape(unet: MiniUNet, batch: int, height: int, width: int) -> None:
     set_contexts(unet, batch)
     with torch.no_grad():

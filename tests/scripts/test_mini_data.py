@@ -250,3 +250,19 @@ def test_a_concept_is_painted_in_every_style(drawing: Image.Image, monkeypatch: 
     other, _ = prepare.paint_concept(CONCEPTS[0], artwork=OneDrawing(), size=32, seed=1)  # pyright: ignore
     assert (pictures == again).all()
     assert (pictures != other).any()
+
+
+def test_every_source_is_in_the_notice() -> None:
+    notice = (Path(__file__).parents[2] / "NOTICE").read_text(encoding="utf-8")
+    assert {package.name for package in sources.PACKAGES.values()} == {
+        "@iconify-json/noto",
+        "@iconify-json/noto-v1",
+        "@iconify-json/fluent-emoji-flat",
+        "@lobehub/fluent-emoji-3d",
+        "@expo-google-fonts/noto-emoji",
+    }
+    for package in sources.PACKAGES.values():
+        assert f"| `{package.name}` | {package.version} |" in notice
+    assert "Apache License\n                           Version 2.0" in notice
+    assert "Permission is hereby granted, free of charge" in notice
+    assert "SIL OPEN FONT LICENSE Version 1.1" in notice

@@ -1,9 +1,13 @@
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from scripts.train_judge import Drawings, accuracy, augment, fold, normalize, save, train
+from scripts.train_judge import Drawings, accuracy, augment, fold, main, normalize, save, train
 from style_aligned.judge import Judge, load_judge, read_judge_file
 from tests.second_device import second_device
 
@@ -77,3 +81,28 @@ def test_judge_is_trained_on_another_device(tmp_path: Path) -> None:
         save(judge, path, {})
         scores = accuracy(judge, test, device)
     assert accuracy(load_judge(path), test, "cpu") == scores
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = ["held_out_cell", "train", "held_out_foundry", "train", "train", "train"]
+    records = [{"concept": "fox", "style": "ink", "split": split} for split in splits]
+    pictures = np.full((len(splits), 256, 256, 3), 250, np.uint8)
+    pictures[[0, 2]] = 5  # black are those that are held out
+    np.save(tmp_path / "images.npy", pictures)
+    index = {"concepts": ["fox"], "styles": ["ink"], "records": records}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+
+    def train(judge: Judge, drawings: Drawings, tests: dict[str, Drawings], **_: Any) -> None:
+        assert len(drawings) == 4 + 2  # half of them once more, as the autoencoder gives them back
+        assert drawings.pictures.float().mean(dim=(1, 2, 3)).min() > 200
+        counts = {name: len(test) for name, test in tests.items()}
+        assert counts == {"held_out_cell": 1, "held_out_foundry": 1, "reconstructed": 2}
+        assert all(test.pictures.float().mean(dim=(1, 2, 3)).max() < 50 for test in tests.values())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.train_judge.train", train)
+    threads = torch.get_num_threads()
+    options = ["--data", tmp_path, "--output", tmp_path / "judge", "--reconstructed", "0.5", "--threads", threads]
+    monkeypatch.setattr(sys, "argv", ["train_judge", *map(str, options)])
+    with pytest.raises(KeyboardInterrupt):
+        main()

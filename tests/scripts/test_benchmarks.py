@@ -1,0 +1,52 @@
+"""The scripts that measure: that they run, and print what is published."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def first_cells(output: str) -> list[str]:
+    return [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
+
+
+def test_steps_of_the_full_size_unet() -> None:
+    output = run("scripts/benchmark.py", "--latents", "16", "--images", "2", "--rounds", "1")
+    assert first_cells(output)[2:] == ["plain", "bound", "ours", "built-in", "targets' bound", "replay"]
+    assert "ours / bound: " in output
+
+
+def test_memory_of_a_set() -> None:
+    growth, peak = map(float, run("scripts/benchmark_sets.py", "--images", "5").split())
+    assert 0 < growth < peak < 2000  # MiB
+
+
+def test_attention_in_blocks() -> None:
+    assert "64x64" in run("scripts/benchmark_attention.py", "--rounds", "1")
+
+
+def test_the_evaluation_and_its_pictures(tmp_path: Path) -> None:
+    variants = ["--variant", "unaligned", "--variant", "shared group normalization"]
+    command = ["-m", "scripts.evaluate", "--sets", "3", "--set-size", "2", "--steps", "1", *variants]
+    output = run(*command, "--output", tmp_path, "--json", tmp_path / "figures.json", "--sheets", tmp_path / "sheets")
+    page = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert page in output
+    assert "The first 3 of these sets" in page
+    assert len(json.loads((tmp_path / "figures.json").read_text())["rows"]) == 4
+    assert len(list((tmp_path / "sheets").iterdir())) == 4
+    for name in ("evaluation.png", "evaluation-sets.jpg"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 300
