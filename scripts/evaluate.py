@@ -1,4 +1,4 @@
-"""Evaluate the embedded model, and write the page and the plot of it: `python -m scripts.evaluate`."""
+"""Evaluate the embedded model, and write the page of it, with its plot and pictures: `python -m scripts.evaluate`."""
 
 import argparse
 import json
@@ -25,7 +25,49 @@ FURTHER_VARIANTS = (
     Variant("shift log 2", {"shift": math.log(2)}),
     Variant("shift -log 2", {"shift": -math.log(2)}),
 )
+COMPARED = (VARIANTS[0], VARIANTS[2])
 ALL_VARIANTS = (*VARIANTS, *FURTHER_VARIANTS)
+
+
+def lay_out(images: list[Image.Image], side: int) -> Image.Image:
+    """Lay out images in a row."""
+    row = Image.new("RGB", (side * len(images), side))
+    for index, image in enumerate(images):
+        row.paste(image.resize((side, side)), (side * index, 0))
+    return row
+
+
+class Gallery:
+    """The first sets of one style, as they come: unaligned on the left, as the command line aligns them on the right.
+
+    Args:
+        sets: How many of them.
+        side: The side of an image, in pixels.
+    """
+
+    def __init__(self, sets: int = 30, side: int = 72) -> None:
+        self.sets = sets
+        self.side = side
+        self.columns: tuple[list[Image.Image], list[Image.Image]] = ([], [])
+
+    def add(self, setting: Setting, variant: Variant, images: list[Image.Image]) -> None:
+        """Add the images of a set, if they belong here."""
+        if setting == SETTINGS[0] and variant in COMPARED:
+            column = self.columns[COMPARED.index(variant)]
+            if len(column) < self.sets:
+                column.append(lay_out(images, self.side))
+
+    def draw(self) -> Image.Image | None:
+        """Draw them, if there are any."""
+        rows = list(zip(*self.columns, strict=False))
+        if not rows:
+            return None
+        width = rows[0][0].width
+        picture = Image.new("RGB", (2 * width + self.side // 2, self.side * len(rows)), "white")
+        for index, row in enumerate(rows):
+            for column, images in enumerate(row):
+                picture.paste(images, (column * (width + self.side // 2), index * self.side))
+        return picture
 
 
 class Sheets:
@@ -43,11 +85,8 @@ class Sheets:
 
     def add(self, setting: Setting, variant: Variant, prompts: SetOfPrompts, images: list[Image.Image]) -> None:
         """Add the images of a set."""
-        row = Image.new("RGB", (self.side * len(images), self.side))
-        for index, image in enumerate(images):
-            row.paste(image.resize((self.side, self.side)), (self.side * index, 0))
         name = f"{setting.name} {variant.name}".replace(" ", "-").replace("/", "-of-")
-        self.rows.setdefault(name, []).append(row)
+        self.rows.setdefault(name, []).append(lay_out(images, self.side))
 
     def write(self) -> None:
         """Write the sheets."""
@@ -61,7 +100,7 @@ class Sheets:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the page and the plot")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the page and its pictures")
     parser.add_argument("--sheets", type=Path, help="folder for sheets of all images (default: none)")
     parser.add_argument("--json", type=Path, help="file for the plain numbers (default: none)")
     parser.add_argument("--weights", type=Path, help="folder of the model's weights (default: the package's)")
@@ -87,6 +126,13 @@ def main() -> None:
     path = {} if options.judge is None else {"path": options.judge}
     judge = load_judge(device=options.device, **path)
     sheets = None if options.sheets is None else Sheets(options.sheets)
+    gallery = Gallery()
+
+    def keep(setting: Setting, variant: Variant, prompts: SetOfPrompts, images: list[Image.Image]) -> None:
+        gallery.add(setting, variant, images)
+        if sheets is not None:
+            sheets.add(setting, variant, prompts, images)
+
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     with Progress(*columns) as progress:
@@ -103,20 +149,29 @@ def main() -> None:
             judge=judge,
             autocast=options.bfloat16,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-            on_set=None if sheets is None else sheets.add,
+            on_set=keep,
         )
     options.output.mkdir(parents=True, exist_ok=True)
     command = shlex.join(("python", "-m", "scripts.evaluate", *sys.argv[1:]))
     parameters = sum(parameter.numel() for parameter in judge.parameters())
-    page = to_markdown(results, judge=read_judge_file(**path)[1], parameters=parameters, command=command)
+    picture = gallery.draw()
+    page = to_markdown(
+        results,
+        judge=read_judge_file(**path)[1],
+        parameters=parameters,
+        command=command,
+        sets_shown=0 if picture is None else len(gallery.columns[0]),
+    )
     (options.output / "evaluation.md").write_text(page, encoding="utf-8")
     to_plot(results).save(options.output / "evaluation.png", optimize=True)
+    if picture is not None:
+        picture.save(options.output / "evaluation-sets.jpg", quality=85, optimize=True)
     if sheets is not None:
         sheets.write()
     if options.json is not None:
         options.json.write_text(json.dumps(results.to_dict(), indent=1) + "\n", encoding="utf-8")
     print(page)
-    print(f"{time.perf_counter() - start:.0f} s; wrote {options.output / 'evaluation.md'} and evaluation.png")
+    print(f"{time.perf_counter() - start:.0f} s; wrote {options.output / 'evaluation.md'} and its pictures")
 
 
 if __name__ == "__main__":

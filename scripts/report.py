@@ -38,11 +38,19 @@ other models.
 JUDGE = """\
 ## The judge
 
-A network of {parameters:.2f} million parameters over 64x64 pixels, trained on drawings alone and never on a generated
-image (`python -m scripts.train_judge --data DATA`). On drawings that it was not trained on:
+A network of {parameters:.2f} million parameters over 64x64 pixels, trained on drawings and never on a generated image
+(`python -m scripts.train_judge --data DATA`). Generated images are softer than drawings: so 40% of the drawings are
+also shown as the embedded model's autoencoder gives them back. On drawings that it was not trained on:
 
 | drawings | number | style | concept, first guess out of {concepts} |
 |---|---|---|---|
+"""
+
+PICTURE = """\
+The first {sets} of these sets, each with its reference first: unaligned on the left, with shared group normalization on
+the right.
+
+![Sets of images, unaligned and aligned](evaluation-sets.jpg)
 """
 
 MAIN = ("aligned", "shared group normalization")
@@ -55,7 +63,7 @@ DRAWINGS = {
 }
 
 
-def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, command: str) -> str:
+def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, command: str, sets_shown: int = 0) -> str:
     """Write the results as a page in Markdown.
 
     Args:
@@ -63,6 +71,7 @@ def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, com
         judge: What the judge's file says of it, from [`read_judge_file`][style_aligned.judge.read_judge_file].
         parameters: The number of its parameters.
         command: The command that made the page.
+        sets_shown: The number of sets on the picture of sets beside the page. Zero means that there is no picture.
     """
     concepts = len(judge["concepts"])
     settings = {key: getattr(results, key) for key in ("sets", "set_size", "seed", "steps", "guidance")}
@@ -78,6 +87,8 @@ def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, com
         ]
         lines += [_line(row) for row in results.rows if row.setting == setting.name]
         parts.append("\n".join(lines) + "\n")
+        if setting == SETTINGS[0] and sets_shown:
+            parts.append(PICTURE.format(sets=sets_shown))
     lines = [
         f"| {text} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |"
         for name, text in DRAWINGS.items()
