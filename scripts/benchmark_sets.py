@@ -2,7 +2,7 @@
 
     python scripts/benchmark_sets.py [--rounds 5]           time, on the embedded model, from prompts to images
     python scripts/benchmark_sets.py --full-size            time, on the full-size U-Net of SDXL with random weights
-    python scripts/benchmark_sets.py --memory               peak memory of one batch, 33 and 330 images
+    python scripts/benchmark_sets.py --memory               peak memory of one batch, 33, 330 and 990 images
 
 Batches hold 4 images. Where the reference is in every batch, they hold it and 3 targets, as in Refiners' own loop.
 Printed are medians, and medians of the ratios of the same round, with their range.
@@ -155,7 +155,7 @@ def measure_memory(images: int, steps: int = 3) -> None:
 
 
 def compare_memory(rounds: int) -> None:
-    sizes = (BATCH_SIZE + 1, 33, 330)
+    sizes = (BATCH_SIZE + 1, 33, 330, 990)
     grown: dict[int, list[float]] = {size: [] for size in sizes}
     peaks: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
