@@ -2,7 +2,6 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from refiners.fluxion import layers as fl
@@ -11,7 +10,7 @@ from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from torch import Tensor
 
 from style_aligned.bank import RecordReferences, ReferenceBank, ReplayReferences
-from style_aligned.checks import check_number, check_rows
+from style_aligned.checks import check_changes, check_full_attention_share, check_number, check_rows
 from style_aligned.layers import GetReferences, ScaleReferences
 from style_aligned.shared import FullySharedScaledDotProductAttention, SharedScaledDotProductAttention
 from style_aligned.sites import (
@@ -235,12 +234,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
         return self if self._is_injected else self.inject()
 
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._is_injected:  # an exception in the block may be the reason that it is not
             self.eject()
 
@@ -323,28 +317,14 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
     def _check_options(self, **changes: Any) -> None:
         """Check `scale`, `shift` and `set_size`, and what they go with."""
-        if "scale" in changes:
-            check_number("scale", changes["scale"], minimum=0.0)
-        if "shift" in changes:
-            check_number("shift", changes["shift"])
-        set_size = changes.get("set_size")
-        if set_size is not None:
-            if not isinstance(set_size, int) or isinstance(set_size, bool):
-                raise TypeError(f"expected set_size to be an integer or None, got {set_size!r}")
-            if set_size < 1:
-                raise ValueError(f"expected set_size to be at least 1, got {set_size}")
+        check_changes(changes)
         if self.full_attention_share:
-            excluded = {
-                "share_attention": not self.share_attention,
-                "adain_values": self.adain_values,
-                "scale": changes.get("scale", 1) != 1,
-                "shift": changes.get("shift", 0) != 0,
-            }
-            if names := [name for name, given in excluded.items() if given]:
-                raise ValueError(
-                    f"expected full_attention_share without any other way of sharing, got it with {', '.join(names)}"
-                    " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
-                )
+            check_full_attention_share(
+                share_attention=not self.share_attention,
+                adain_values=self.adain_values,
+                scale=changes.get("scale", 1) != 1,
+                shift=changes.get("shift", 0) != 0,
+            )
 
     def _find_unets(self) -> list[fl.Chain]:
         return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]
