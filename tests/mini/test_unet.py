@@ -8,8 +8,10 @@ import refiners.fluxion.layers as fl
 import torch
 from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
 from refiners.foundationals.clip.image_encoder import CLIPImageEncoderH
+from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock, CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.image_prompt import ImageProjection
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.range_adapter import RangeAdapter2d
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl import SDXLIPAdapter
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import (
@@ -17,13 +19,15 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora im
     ControlLoraAdapter,
 )
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.lcm import SDXLLcmAdapter
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.lcm_lora import add_lcm_lora
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.self_attention_guidance import SDXLSAGAdapter
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.t2i_adapter import SDXLT2IAdapter
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import SDXLUNet
+from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAdapter as RefinersStyleAlignedAdapter
 from refiners.foundationals.latent_diffusion.t2i_adapter import ConditionEncoderXL
 from refiners.foundationals.latent_diffusion.unet import ResidualAccumulator, ResidualBlock, ResidualConcatenator
 
-from style_aligned.mini import MiniUNet
+from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
 
 Tree = list[tuple[str, str]]
 
@@ -206,3 +210,46 @@ def test_lora(unet: MiniUNet) -> None:
     assert not torch.equal(predict(unet), before)
     for adapter in adapters:
         adapter.eject()
+
+
+def test_lcm_lora(unet: MiniUNet) -> None:
+    def weights(layer: fl.Linear | fl.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        down, up = torch.Size((2, *layer.weight.shape[1:])), torch.Size((layer.weight.shape[0], 2))
+        up = up if layer.weight.ndim == 2 else torch.Size((*up, 1, 1))
+        return tuple(0.1 * torch.randn(shape, generator=generator) for shape in (down, up))  # pyright: ignore
+
+    places: dict[str, fl.Linear | fl.Conv2d] = {}
+    for block in unet.layers(CrossAttentionBlock2d):
+        inner = [
+            linear for transformer in block.layers(CrossAttentionBlock) for linear in transformer.layers(fl.Linear)
+        ]
+        for linear in block.layers(fl.Linear):
+            places[f"{len(places):03}_{'ff' if any(linear is one for one in inner) else 'proj_in'}"] = linear
+    for kind, name in ((ResidualBlock, "resnets"), (fl.Downsample, "downsamplers"), (fl.Upsample, "upsamplers")):
+        for layer in unet.layers(kind):
+            for convolution in layer.layers(fl.Conv2d):
+                if convolution.kernel_size == (3, 3):
+                    places[f"{len(places):03}_{name}_conv"] = convolution
+    tensors: dict[str, torch.Tensor] = {}
+    for name, layer in places.items():
+        down, up = weights(layer)
+        tensors |= {f"lora_unet_{name}.lora_down.weight": down, f"lora_unet_{name}.lora_up.weight": up}
+
+    before = predict(unet)
+    model = Mini(unet=unet, lda=MiniAutoencoder(), clip_text_encoder=MiniDoubleTextEncoder(["fox"]))
+    manager = SDLoraManager(model)
+    add_lcm_lora(manager, tensors, check_validity=False)
+    assert len(manager.loras) == len(places) > 150
+    assert manager.scales == {"lcm": 0.125}
+    assert not torch.equal(predict(unet), before)
+    manager.remove_all()
+
+
+def test_the_builtin_adapter(unet: MiniUNet) -> None:
+    before = predict(unet, batch=4)
+    adapter = RefinersStyleAlignedAdapter(unet).inject()
+    after = predict(unet, batch=4)
+    assert torch.allclose(after[::2], before[::2], atol=1e-4)  # references
+    assert not torch.allclose(after[1::2], before[1::2], atol=1e-2)
+    adapter.eject()
