@@ -216,6 +216,7 @@ print("compiled")
 """
 
 
+@pytest.mark.slow
 def test_compiles_as_a_whole() -> None:
     # in a process of its own, where annotations are not executed
     process = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True)

@@ -42,7 +42,7 @@ class LiveTensors(TorchDispatchMode):
         self.bytes -= nbytes
 
 
-@pytest.mark.parametrize("kind", [Style, Reference])
+@pytest.mark.parametrize("kind", [Style, pytest.param(Reference, marks=pytest.mark.slow)])
 def test_memory_is_flat(model: Mini, kind: type[Style | Reference]) -> None:
     def measure(count: int) -> int:
         style = kind.from_prompt(model, "a fox, neon sign", num_inference_steps=2, size=(64, 64))

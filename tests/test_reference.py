@@ -38,7 +38,13 @@ def assert_equal(style: Style, expected: Style) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"share_group_norm": True, "scale": 0.8}, {"only_self_level": 0.5, "adain_values": True}], ids=str
+    "options",
+    [
+        {},
+        pytest.param({"share_group_norm": True, "scale": 0.8}, marks=pytest.mark.slow),
+        pytest.param({"only_self_level": 0.5, "adain_values": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("solver", [DDIM(30), Euler(30), DPMSolver(30), LCMSolver(30)], ids=type)
 def test_all_is_the_same_to_the_last_bit(model: Mini, solver: Solver, options: dict[str, Any]) -> None:

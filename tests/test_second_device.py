@@ -65,6 +65,7 @@ def latents_of(model: Mini, solver: type[Solver], bank_device: str | None, path:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "bank_device"), [(DPMSolver, "cpu"), (LCMSolver, None)])
 def test_styles_and_sets(device: str, solver: type[Solver], bank_device: str | None, tmp_path: Path) -> None:
     expected = latents_of(load_mini(), solver, None, tmp_path / "cpu.safetensors")
@@ -73,6 +74,7 @@ def test_styles_and_sets(device: str, solver: type[Solver], bank_device: str | N
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_evaluation(device: str) -> None:
     arguments: dict[str, Any] = {
         "sets": 1, "set_size": 2, "steps": 1, "autocast": True, "settings": SETTINGS[:1], "variants": VARIANTS[:3]

@@ -180,7 +180,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize(("name", "script"), [("xl", "convert_sdxl.py"), ("1", "convert_sd15.py")])
+@pytest.mark.parametrize(
+    ("name", "script"), [pytest.param("xl", "convert_sdxl.py", marks=pytest.mark.slow), ("1", "convert_sd15.py")]
+)
 def test_the_scripts_convert(name: str, script: str, single_files: dict[str, Path], tmp_path: Path) -> None:
     arguments = [f"scripts/{script}", "--from", str(single_files[name]), "--to", str(tmp_path / "target"), "--half"]
     command = [sys.executable, "-c", NARROW_MAIN, *arguments]

@@ -95,9 +95,10 @@ def test_an_interruption_changes_nothing(run: Run, tmp_path: Path) -> None:
             ["--reference", "a fox, neon sign", "--reference", "a dog, ink", *SMALL],
             [(5, "style.safetensors"), (6, "reference.png"), (8, "001-a-dog.png")],
         ),
-        (
+        pytest.param(
             ["--reference", "a dog, ink", "--style", "fox.safetensors", *SMALL],
             [(3, "001-a-dog.png"), (5, "reference.png"), (7, "001-a-dog.png")],
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["style file", "references", "both"],
