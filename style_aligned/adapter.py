@@ -226,7 +226,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         for unet in self._find_unets():
             if any(layer is self._check_input[0] for layer in unet):
                 unet.remove(self._check_input[0])
-        if self.target.parent is self:  # not, if the injection was interrupted
+        if any(parent is self for parent in self.target.get_parents()):  # not, if the injection was interrupted
             super().eject()
         self._sites = []
         self._is_injected = False

@@ -102,6 +102,21 @@ def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Call
         assert relative_error(one[1:], another[1:]) > 1e-4
 
 
+def test_ejection_from_under_another_adapter(model: Mini) -> None:
+    plain, ours = denoise(model, PROMPTS), StyleAlignedAdapter(model.unet)
+    other = free_u(model.unet).inject()
+    other_alone = denoise(model, PROMPTS)
+    other.eject()
+    ours.inject()
+    other.inject()
+    ours.eject()
+    assert not [parent for parent in model.unet.get_parents() if parent is ours]
+    assert torch.equal(denoise(model, PROMPTS), other_alone)
+    other.eject()
+    assert model.unet.parent is None
+    assert torch.equal(denoise(model, PROMPTS), plain)
+
+
 def test_loras_of_the_manager(model: Mini) -> None:
     # in the order in which the manager looks for places
     linears = [linear for block in model.unet.layers(CrossAttentionBlock2d) for linear in block.layers(fl.Linear)]
