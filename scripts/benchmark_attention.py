@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from style_aligned.blockwise import attend_in_blocks, has_bfloat16_products
+from style_aligned.adapter.blockwise import attend_in_blocks, has_bfloat16_products
 
 HEAD_DIM = 64
 SIZES = {64: ((1024, 10),), 96: ((2304, 10), (576, 20)), 128: ((4096, 10), (1024, 20))}

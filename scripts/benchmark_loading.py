@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
 
-from style_aligned.checkpoints import load_model
-from style_aligned.checkpoints.architectures import STABLE_DIFFUSION_1, STABLE_DIFFUSION_XL
-from style_aligned.checkpoints.files import write_safetensors
+from style_aligned.models.checkpoints import load_model
+from style_aligned.models.checkpoints.architectures import STABLE_DIFFUSION_1, STABLE_DIFFUSION_XL
+from style_aligned.models.checkpoints.files import write_safetensors
 
 PARTS = ("unet", "lda", "clip_text_encoder")
 CLASSES = {"xl": StableDiffusion_XL, "1": StableDiffusion_1}

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from benchmark import random_unet, step as unet_step
 
 from style_aligned import Reference, ReferenceBank, StyleAlignedAdapter, generate
-from style_aligned.checkpoints import load_model
-from style_aligned.denoising import Model, embed, predict_noise, sample_noise, stack
+from style_aligned.models.checkpoints import load_model
+from style_aligned.models.denoising import Model, embed, predict_noise, sample_noise, stack
 
 BATCH_SIZE = 4
 TARGETS = 32  # and their reference: as many as `generate` has on their way at a time

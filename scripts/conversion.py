@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from style_aligned.checkpoints import CheckpointError, convert_checkpoint
+from style_aligned.models.checkpoints import CheckpointError, convert_checkpoint
 
 
 def main(architecture: str) -> int:

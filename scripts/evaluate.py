@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from scripts.report import to_markdown, to_plot
 from style_aligned.defaults import EMBEDDED_GUIDANCE
-from style_aligned.evaluation import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
-from style_aligned.judge import load_judge, read_judge_file
-from style_aligned.mini import load_mini
+from style_aligned.evaluation.classifier import load_judge, read_judge_file
+from style_aligned.evaluation.sets import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
+from style_aligned.models.mini import load_mini
 
 FURTHER_VARIANTS = (
     Variant("AdaIN alone", {"share_attention": False}),

@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from style_aligned.evaluation import SETTINGS, Results, Row, Setting
-from style_aligned.metrics import Interval
+from style_aligned.evaluation.palette import Interval
+from style_aligned.evaluation.sets import SETTINGS, Results, Row, Setting
 
 Length = int | float
 
@@ -26,7 +26,8 @@ model that this package carries, with a judge of its own. Every line is from the
 - **style**: the fraction of targets that the judge finds in the style that the reference's prompt names;
 - **concept**: the fraction of targets whose concept is the judge's first guess out of {concepts};
 - **palette distance**: how far apart the colours of a set's images are, as the mean over its pairs, in units of CIELAB
-  (`style_aligned.metrics.palette_distance`: plain colour statistics, no network); **ratio**: against unaligned.
+  (`style_aligned.evaluation.palette.palette_distance`: plain colour statistics, no network); **ratio**: against
+  unaligned.
 
 **Aligned** are the defaults of `StyleAlignedAdapter`, which are the paper's. For this model the command line takes
 **shared group normalization**.
@@ -68,7 +69,7 @@ def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, com
 
     Args:
         results: The results.
-        judge: What the judge's file says of it, from [`read_judge_file`][style_aligned.judge.read_judge_file].
+        judge: What [`read_judge_file`][style_aligned.evaluation.classifier.read_judge_file] read of the judge's file.
         parameters: The number of its parameters.
         command: The command that made the page.
         sets_shown: The number of sets on the picture of sets beside the page. Zero means that there is no picture.

@@ -22,9 +22,9 @@ from refiners.fluxion.utils import load_from_safetensors, no_grad, save_to_safet
 from torch import Generator, Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate
 
-from style_aligned.judge import WEIGHTS, Judge
-from style_aligned.mini import MiniAutoencoder
-from style_aligned.mini.model import DIGEST, digest
+from style_aligned.evaluation.classifier import WEIGHTS, Judge
+from style_aligned.models.mini import MiniAutoencoder
+from style_aligned.models.mini.model import DIGEST, digest
 
 AUTOENCODER = WEIGHTS.with_name("autoencoder.safetensors")
 SIZE = 64

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from style_aligned.adapter import StyleAlignedAdapter
-    from style_aligned.bank import ReferenceBank
-    from style_aligned.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
-    from style_aligned.reference import Reference
-    from style_aligned.sampling import Sample, generate, generate_unaligned
-    from style_aligned.style import Style
-    from style_aligned.style_file import StyleError
+    from style_aligned.adapter.adapter import StyleAlignedAdapter
+    from style_aligned.adapter.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
+    from style_aligned.adapter.reference_bank import ReferenceBank
+    from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+    from style_aligned.styles.file import StyleError
+    from style_aligned.styles.reference import Reference
+    from style_aligned.styles.style import Style
 
 __all__ = [
     "AdaIn",
@@ -29,17 +29,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AdaIn": "layers",
-    "GetReferences": "layers",
-    "Reference": "reference",
-    "ReferenceBank": "bank",
+    "AdaIn": "adapter",
+    "GetReferences": "adapter",
+    "Reference": "styles",
+    "ReferenceBank": "adapter",
     "Sample": "sampling",
-    "ScaleReferences": "layers",
-    "ShareReferences": "layers",
-    "Style": "style",
-    "StyleAligned": "layers",
+    "ScaleReferences": "adapter",
+    "ShareReferences": "adapter",
+    "Style": "styles",
+    "StyleAligned": "adapter",
     "StyleAlignedAdapter": "adapter",
-    "StyleError": "style_file",
+    "StyleError": "styles",
     "generate": "sampling",
     "generate_unaligned": "sampling",
 }

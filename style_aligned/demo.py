@@ -7,12 +7,12 @@ from typing import Any
 from PIL import Image
 
 from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
-from style_aligned.denoising import Model
-from style_aligned.metrics import set_palette_distance
-from style_aligned.reference import Reference
-from style_aligned.sampling import Sample, generate, generate_unaligned
-from style_aligned.sheets import Cell, Layout, Strip, contact_sheet
-from style_aligned.style import Style
+from style_aligned.evaluation.palette import set_palette_distance
+from style_aligned.models.denoising import Model
+from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.sets.sheets import Cell, Layout, Strip, contact_sheet
+from style_aligned.styles.reference import Reference
+from style_aligned.styles.style import Style
 
 BATCH_SIZE = 8
 CELL = 168  # pixels

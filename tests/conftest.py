@@ -2,9 +2,9 @@ import pytest
 import torch
 from refiners.foundationals.latent_diffusion.solvers import DDIM
 
-from style_aligned import layers
-from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
-from style_aligned.style import Style
+from style_aligned.adapter import layers
+from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.styles.style import Style
 
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 

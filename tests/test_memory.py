@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from style_aligned import Reference, generate
-from style_aligned.mini import Mini
-from style_aligned.style import Style
+from style_aligned.models.mini import Mini
+from style_aligned.styles.style import Style
 
 
 class LiveTensors(TorchDispatchMode):

@@ -10,10 +10,10 @@ from refiners.foundationals.latent_diffusion.solvers import DPMSolver, LCMSolver
 from torch import Tensor
 
 from style_aligned import Style, generate
-from style_aligned.evaluation import SETTINGS, VARIANTS, evaluate
-from style_aligned.judge import load_judge
-from style_aligned.mini import Mini, load_mini
-from style_aligned.sampling import generate_unaligned
+from style_aligned.evaluation.classifier import load_judge
+from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate
+from style_aligned.models.mini import Mini, load_mini
+from style_aligned.sampling.generation import generate_unaligned
 from tests.second_device import OnDevice, second_device
 
 PROMPTS = ["a rocket, neon sign", "a cat"]
@@ -21,7 +21,7 @@ PROMPTS = ["a rocket, neon sign", "a cat"]
 
 @pytest.fixture
 def device() -> Iterator[str]:
-    with second_device("style_aligned.denoising", "style_aligned.evaluation") as name:
+    with second_device("style_aligned.models.denoising", "style_aligned.evaluation.sets") as name:
         yield name
 
 

@@ -15,7 +15,7 @@ from scripts.mini_training.checkpoints import Average, load_checkpoint, save_che
 from scripts.mini_training.dataset import Drawings, log, to_pictures, to_tensor
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.sheets import save_sheet
-from style_aligned.mini.autoencoder import LATENT_CHANNELS, MiniAutoencoder
+from style_aligned.models.mini.autoencoder import LATENT_CHANNELS, MiniAutoencoder
 
 
 @dataclass

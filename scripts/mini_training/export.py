@@ -15,8 +15,8 @@ from torch import Tensor
 
 from scripts.mini_training.checkpoints import load_tensors, save_tensors
 from scripts.mini_training.dataset import Drawings
-from style_aligned.mini.autoencoder import MiniAutoencoder
-from style_aligned.mini.model import DIGEST, check_digest, digest
+from style_aligned.models.mini.autoencoder import MiniAutoencoder
+from style_aligned.models.mini.model import DIGEST, check_digest, digest
 
 AUTOENCODER = "autoencoder.safetensors"
 UNET = "unet.safetensors"

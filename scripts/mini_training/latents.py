@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scripts.mini_training.checkpoints import load_tensors, save_tensors
 from scripts.mini_training.dataset import Drawings, to_tensor
-from style_aligned.mini.autoencoder import MiniAutoencoder
+from style_aligned.models.mini.autoencoder import MiniAutoencoder
 
 DRAWINGS = "drawings"  # the metadata's entry with their digest
 

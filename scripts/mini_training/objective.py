@@ -11,9 +11,9 @@ from refiners.foundationals.latent_diffusion.unet import ResidualBlock
 from torch import Tensor, nn
 
 from scripts.mini_training.tracing import Parameters, parameters_replaced, plain_attention
-from style_aligned.mini.autoencoder import MiniAutoencoder
-from style_aligned.mini.text_encoder import MiniDoubleTextEncoder
-from style_aligned.mini.unet import MiniUNet, OutputBlock, SDXLCrossAttention
+from style_aligned.models.mini.autoencoder import MiniAutoencoder
+from style_aligned.models.mini.text_encoder import MiniDoubleTextEncoder
+from style_aligned.models.mini.unet import MiniUNet, OutputBlock, SDXLCrossAttention
 
 Objective = Callable[[Parameters, Tensor, Tensor, Tensor, Tensor], Tensor]
 

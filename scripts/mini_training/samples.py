@@ -10,8 +10,8 @@ from scripts.mini_training.checkpoints import Average
 from scripts.mini_training.dataset import Drawings, to_pictures
 from scripts.mini_training.objective import Networks
 from scripts.mini_training.sheets import save_sheet
-from style_aligned.mini.autoencoder import MiniAutoencoder
-from style_aligned.mini.model import SIZE, Mini
+from style_aligned.models.mini.autoencoder import MiniAutoencoder
+from style_aligned.models.mini.model import SIZE, Mini
 
 
 class Sampler:

@@ -21,7 +21,7 @@ from scripts.mini_training.objective import Networks, NoiseLevels, Objective, ma
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.samples import Sampler
 from scripts.mini_training.tracing import record
-from style_aligned.mini.text_encoder import MiniTokenizer
+from style_aligned.models.mini.text_encoder import MiniTokenizer
 
 
 @dataclass

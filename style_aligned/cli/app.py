@@ -287,7 +287,7 @@ def demo(
 @app.command()
 def concepts() -> None:
     """List what the embedded model draws, and in which styles."""
-    from style_aligned.mini import known_concepts, known_styles
+    from style_aligned.models.mini import known_concepts, known_styles
 
     for title, names in (("Styles", known_styles()), ("Concepts", known_concepts())):
         typer.echo(f"{title} ({len(names)}):")
@@ -303,7 +303,7 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
 ) -> None:
     """Convert a model to Refiners' format, tensor by tensor."""
-    from style_aligned.checkpoints import convert_checkpoint
+    from style_aligned.models.checkpoints import convert_checkpoint
 
     typer.echo(str(convert_checkpoint(source, target, half=half, dry_run=dry_run)))
 

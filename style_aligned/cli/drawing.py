@@ -9,12 +9,12 @@ from typing import Any
 from style_aligned.cli import existing, library
 from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.sets import ImageSet, Settings, Target
-from style_aligned.denoising import Model
 from style_aligned.files import describe_image, is_cut_off, write_png
-from style_aligned.reference import Reference
-from style_aligned.sampling import Sample, generate, generate_unaligned
-from style_aligned.style import Style
-from style_aligned.style_file import StyleError
+from style_aligned.models.denoising import Model
+from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.styles.file import StyleError
+from style_aligned.styles.reference import Reference
+from style_aligned.styles.style import Style
 
 CHUNK = 32  # images that are on their way at a time, about
 
@@ -111,7 +111,7 @@ def make_images(
         style: The style, or the reference that is to be one.
         image_set: The set.
         pending: The paths of the images to be made.
-        described: What `style_aligned.models.describe_model` says of the model, and its decoder.
+        described: What `style_aligned.models.family.describe_model` says of the model, and its decoder.
         batch_size: The number of images that go through the model at a time.
         bank_device: Where to keep what is recorded of the reference. None means where the model is.
         force: Whether to let the style of other weights pass.

@@ -18,7 +18,7 @@ from style_aligned.files import (
     parse_settings,
     read_texts,
 )
-from style_aligned.style import Style
+from style_aligned.styles.style import Style
 
 STYLE = "style.safetensors"
 SHEET = "contact sheet"  # its kind, in its file
@@ -84,7 +84,7 @@ def find_pending(image_set: ImageSet, style: Style, model: Mapping[str, Any], *,
     Args:
         image_set: The set.
         style: Its style.
-        model: What `style_aligned.models.describe_model` says of the model that draws, and its decoder.
+        model: What `style_aligned.models.family.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:

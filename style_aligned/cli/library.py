@@ -9,7 +9,7 @@ from style_aligned.cli.console import warn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from style_aligned.denoising import Model
+    from style_aligned.models.denoising import Model
 else:
     Image = Model = Any  # annotations are evaluated, and these take seconds to import
 
@@ -21,7 +21,7 @@ def load_model(name: str, *, device: str, dtype: str) -> Model:
     """Load a model by its name or path."""
     import torch
 
-    from style_aligned.checkpoints import load_model
+    from style_aligned.models.checkpoints import load_model
 
     check_available(device)
     return load_model(name, device=device, dtype=getattr(torch, dtype))
@@ -48,14 +48,14 @@ def check_available(device: str) -> None:
 
 def trained_size(model: Model) -> tuple[int, int]:
     """Give the height and width that a model was trained for."""
-    from style_aligned.models import default_size
+    from style_aligned.models.family import default_size
 
     return default_size(model)
 
 
 def palette_distance(images: Sequence[Image]) -> float:
     """Tell how far apart the colours of the images of a set are."""
-    from style_aligned.metrics import set_palette_distance
+    from style_aligned.evaluation.palette import set_palette_distance
 
     return set_palette_distance(images)
 
@@ -93,7 +93,7 @@ def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
 
     import warnings
 
-    from style_aligned.checkpoints import warn_about_long_prompts
+    from style_aligned.models.checkpoints import warn_about_long_prompts
 
     left_out = [(text, match[0]) for text in texts if (match := LEFT_OUT.search(text))]
     if left_out:

@@ -12,11 +12,11 @@ from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.locking import sole_use
 from style_aligned.cli.overview import draw_overview
-from style_aligned.denoising import Model
 from style_aligned.files import describe_picture, write_bytes, write_png
-from style_aligned.models import describe_model, fingerprint
-from style_aligned.reference import BaseReference, Reference
-from style_aligned.style import Style
+from style_aligned.models.denoising import Model
+from style_aligned.models.family import describe_model, fingerprint
+from style_aligned.styles.reference import BaseReference, Reference
+from style_aligned.styles.style import Style
 
 
 def generate(
@@ -157,7 +157,7 @@ def show_style(file: Path, preview: Path | None) -> None:
 
 def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> None:
     """Evaluate a model, and write the results as a table."""
-    from style_aligned.evaluation import evaluate
+    from style_aligned.evaluation.sets import evaluate
 
     model = load()
     last = 0

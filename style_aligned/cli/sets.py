@@ -9,7 +9,7 @@ from style_aligned.cli.inputs import Prompt
 from style_aligned.defaults import GUIDANCE, STEPS
 
 if TYPE_CHECKING:
-    from style_aligned.style import Style
+    from style_aligned.styles.style import Style
 else:
     Style = Any  # annotations are evaluated, and it takes seconds to import
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from style_aligned.cli import library, main
-from style_aligned.mini import Mini
+from style_aligned.models.mini import Mini
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ["--size", "64", "--steps", "2"]

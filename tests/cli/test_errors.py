@@ -19,8 +19,8 @@ from refiners.fluxion.layers.chain import ChainError
 
 from style_aligned.cli import library, main
 from style_aligned.cli.console import describe
-from style_aligned.mini import Mini, known_concepts, known_styles, load_mini
-from style_aligned.mini.model import WEIGHTS
+from style_aligned.models.mini import Mini, known_concepts, known_styles, load_mini
+from style_aligned.models.mini.model import WEIGHTS
 from tests.cli.conftest import FOX, Run, assert_error
 
 
@@ -123,7 +123,7 @@ def test_damaged_weights(
 ) -> None:
     weights, out = tmp_path / "weights", tmp_path / "out"
     shutil.copytree(WEIGHTS, weights)
-    monkeypatch.setattr("style_aligned.mini.load_mini", partial(load_mini, folder=weights))
+    monkeypatch.setattr("style_aligned.models.mini.load_mini", partial(load_mini, folder=weights))
     path = weights / name
     whole = path.read_bytes()
     middle = len(whole) // 2
@@ -153,7 +153,7 @@ def test_damaged_names_of_concepts(
     weights = tmp_path / "weights"
     shutil.copytree(WEIGHTS, weights)
     for function in (known_concepts, known_styles):
-        monkeypatch.setattr(f"style_aligned.mini.{function.__name__}", partial(function, folder=weights))
+        monkeypatch.setattr(f"style_aligned.models.mini.{function.__name__}", partial(function, folder=weights))
     path = weights / "text_encoder.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     code = main(["concepts"])
@@ -165,9 +165,9 @@ def test_damaged_names_of_concepts(
 def test_a_device_that_is_not_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    module = ModuleType("style_aligned.checkpoints")
+    module = ModuleType("style_aligned.models.checkpoints")
     vars(module)["load_model"] = None
-    monkeypatch.setitem(sys.modules, "style_aligned.checkpoints", module)
+    monkeypatch.setitem(sys.modules, "style_aligned.models.checkpoints", module)
     out = tmp_path / "out"
     assert main(["generate", *FOX, "--prompt", "a cat", "--device", "cuda", "--output", str(out)]) == 2
     assert "expected a device that is there, got 'cuda'" in capsys.readouterr().err

@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from style_aligned import sampling
 from style_aligned.cli import drawing, overview
 from style_aligned.cli.console import Progress
 from style_aligned.files import read_texts
-from style_aligned.mini import Mini
-from style_aligned.style import Style
+from style_aligned.models.mini import Mini
+from style_aligned.sampling import generation as sampling
+from style_aligned.styles.style import Style
 from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents, read_image
 
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.files import write_png
-from style_aligned.metrics import set_palette_distance
-from style_aligned.mini import Mini, known_styles, load_mini
-from style_aligned.sampling import generate, generate_unaligned
-from style_aligned.style import Style
+from style_aligned.models.mini import Mini, known_styles, load_mini
+from style_aligned.sampling.generation import generate, generate_unaligned
+from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error, contents, error_lines, read_image
 
 
 def test_concepts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("style_aligned.mini.known_concepts", lambda: ["rocket", "fox"])
-    monkeypatch.setattr("style_aligned.mini.known_styles", lambda: ["neon sign"])
+    monkeypatch.setattr("style_aligned.models.mini.known_concepts", lambda: ["rocket", "fox"])
+    monkeypatch.setattr("style_aligned.models.mini.known_styles", lambda: ["neon sign"])
     code, output, _ = run("concepts")
     assert code == 0
     assert output.splitlines()[:4] == ["Styles (1):", "  neon sign", "Concepts (2):", "  fox     rocket"]
@@ -118,9 +118,9 @@ def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             raise ValueError("bad.ckpt: a pickle,\nwhich could run anything")
         return "converted"
 
-    module = ModuleType("style_aligned.checkpoints")
+    module = ModuleType("style_aligned.models.checkpoints")
     vars(module)["convert_checkpoint"] = convert_checkpoint
-    monkeypatch.setitem(sys.modules, "style_aligned.checkpoints", module)
+    monkeypatch.setitem(sys.modules, "style_aligned.models.checkpoints", module)
     assert run("convert", "--from", "model", "--to", tmp_path / "new", "--half", "--dry-run") == (0, "converted\n", "")
     assert run("convert", "--from", "model", "--to", tmp_path / "new")[0] == 0
     assert asked == [("model", tmp_path / "new", True, True), ("model", tmp_path / "new", False, False)]
@@ -145,9 +145,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         on_progress(1, 2)
         return SimpleNamespace(rows=rows, to_dict=lambda: {**options, "rows": [3]})
 
-    module = ModuleType("style_aligned.evaluation")
+    module = ModuleType("style_aligned.evaluation.sets")
     vars(module)["evaluate"] = evaluate
-    monkeypatch.setitem(sys.modules, "style_aligned.evaluation", module)
+    monkeypatch.setitem(sys.modules, "style_aligned.evaluation.sets", module)
     return asked
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from style_aligned.cli import drawing, inputs
 from style_aligned.files import read_texts
-from style_aligned.mini import Mini
-from style_aligned.sampling import Sample
+from style_aligned.models.mini import Mini
+from style_aligned.sampling.generation import Sample
 from tests.cli.conftest import FOX, Run, assert_error, read_image
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from style_aligned.cli import drawing
-from style_aligned.mini import Mini
-from style_aligned.sampling import Sample
+from style_aligned.models.mini import Mini
+from style_aligned.sampling.generation import Sample
 from tests.cli.conftest import FOX, SMALL, Run, contents, error_lines
 
 INTERRUPTED = "style-aligned: interrupted: what was finished is kept, and the same command goes on from there"
@@ -148,7 +148,7 @@ from pathlib import Path
 import torch
 from refiners.fluxion import layers as fl
 from style_aligned.cli import drawing, library, main
-from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
 
 torch.manual_seed(0)
 words = sys.argv.pop(1).split()

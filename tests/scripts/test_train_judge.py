@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scripts.train_judge import Drawings, accuracy, augment, fold, main, normalize, save, train
-from style_aligned.judge import Judge, load_judge, read_judge_file
+from style_aligned.evaluation.classifier import Judge, load_judge, read_judge_file
 from tests.second_device import second_device
 
 

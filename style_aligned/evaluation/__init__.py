@@ -1,0 +1,1 @@
+"""How well it works: palettes, a classifier of drawings, and statistics."""

@@ -1,0 +1,283 @@
+"""A judge of drawings: a small network that tells in which style and of what a picture is.
+
+It was trained by `scripts/train_judge.py` on the drawings that the embedded model was trained on, and never saw a
+generated image.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from refiners.fluxion import layers as fl
+from refiners.fluxion.utils import images_to_tensor, no_grad
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, device as Device, dtype as DType
+from torch.nn.functional import interpolate
+
+from style_aligned.models.mini.model import check_digest
+
+WEIGHTS = Path(__file__).parents[1] / "models" / "mini" / "weights" / "judge.safetensors"
+
+
+class Shrink(fl.Module):
+    """Bring pictures to one size, each pixel the mean of those it stands for, and their values to [-1, 1].
+
+    Receives:
+        (Float[Tensor, "batch 3 height width"]): with values in [0, 1].
+
+    Returns:
+        (Float[Tensor, "batch 3 size size"]):
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 _ _"]:
+        if x.shape[-2:] != (self.size, self.size):
+            x = interpolate(x, size=(self.size, self.size), mode="area")
+        return 2 * x - 1
+
+
+class GlobalMean(fl.Module):
+    """Take the mean over all positions.
+
+    Receives:
+        (Float[Tensor, "batch channels height width"]):
+
+    Returns:
+        (Float[Tensor, "batch channels"]):
+    """
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels"]:
+        return x.mean(dim=(-2, -1))
+
+
+class ResidualBlock(fl.Chain):
+    """Two convolutions, whose result is added to what they receive.
+
+    Receives:
+        (Float[Tensor, "batch channels height width"]):
+
+    Returns:
+        (Float[Tensor, "batch channels height width"]):
+    """
+
+    def __init__(self, channels: int, device: Device | str | None = None, dtype: DType | None = None) -> None:
+        self.channels = channels
+        super().__init__(
+            fl.Residual(
+                fl.Conv2d(channels, channels, kernel_size=3, padding=1, device=device, dtype=dtype),
+                fl.ReLU(),
+                fl.Conv2d(channels, channels, kernel_size=3, padding=1, device=device, dtype=dtype),
+            ),
+            fl.ReLU(),
+        )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge says of some images.
+
+    Attributes:
+        styles: For each image the probability of each of the judge's styles, of shape (images, styles).
+        concepts: For each image the probability of each of the judge's concepts, of shape (images, concepts).
+        style_names: For each image the name of the likeliest style.
+        concept_names: For each image the name of the likeliest concept.
+    """
+
+    styles: Tensor
+    concepts: Tensor
+    style_names: list[str]
+    concept_names: list[str]
+
+
+class Judge(fl.Chain):
+    """A small residual network over 64x64 pixels, with a head for the style and one for the concept.
+
+    Receives:
+        (Float[Tensor, "batch 3 height width"]): with values in [0, 1].
+
+    Returns:
+        style_logits (Float[Tensor, "batch styles"]):
+        concept_logits (Float[Tensor, "batch concepts"]):
+    """
+
+    def __init__(
+        self,
+        styles: Sequence[str],
+        concepts: Sequence[str],
+        channels: tuple[int, int, int] = (32, 64, 128),
+        size: int = 64,
+        device: Device | str | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        """Initialize the Judge.
+
+        Args:
+            styles: The names of the styles that it tells apart.
+            concepts: The names of the concepts that it tells apart.
+            channels: The number of channels at a half, a fourth and an eighth of `size`.
+            size: The side in pixels to which pictures are brought first.
+            device: The PyTorch device to use.
+            dtype: The PyTorch data type to use.
+        """
+        self.styles = tuple(styles)
+        self.concepts = tuple(concepts)
+        self.channels = channels
+        self.size = size
+        half, fourth, eighth = channels
+        super().__init__(
+            Shrink(size=size),
+            fl.Conv2d(3, half, kernel_size=5, stride=2, padding=2, device=device, dtype=dtype),
+            fl.ReLU(),
+            # (batch, half, size / 2, size / 2)
+            ResidualBlock(half, device=device, dtype=dtype),
+            fl.Conv2d(half, fourth, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype),
+            fl.ReLU(),
+            # (batch, fourth, size / 4, size / 4)
+            ResidualBlock(fourth, device=device, dtype=dtype),
+            fl.Conv2d(fourth, eighth, kernel_size=3, stride=2, padding=1, device=device, dtype=dtype),
+            fl.ReLU(),
+            # (batch, eighth, size / 8, size / 8)
+            ResidualBlock(eighth, device=device, dtype=dtype),
+            GlobalMean(),
+            fl.Parallel(
+                fl.Linear(eighth, len(self.styles), device=device, dtype=dtype),
+                fl.Linear(eighth, len(self.concepts), device=device, dtype=dtype),
+            ),
+        )
+
+    @no_grad()
+    def judge(self, images: Sequence[Image.Image], batch_size: int = 64) -> Judgement:
+        """Tell the style and the concept of images.
+
+        Args:
+            images: The images, of any mode and of any size, which need not be the same.
+            batch_size: How many to look at at once.
+
+        Returns:
+            The probabilities and the likeliest names.
+        """
+        styles = [torch.empty(0, len(self.styles))]
+        concepts = [torch.empty(0, len(self.concepts))]
+        for start in range(0, len(images), batch_size):
+            pictures = [
+                interpolate(images_to_tensor([image.convert("RGB")]), size=(self.size, self.size), mode="area")
+                for image in images[start : start + batch_size]
+            ]
+            style_logits, concept_logits = self(torch.cat(pictures).to(device=self.device, dtype=self.dtype))
+            styles.append(style_logits.float().softmax(dim=-1).cpu())
+            concepts.append(concept_logits.float().softmax(dim=-1).cpu())
+        style_probabilities, concept_probabilities = torch.cat(styles), torch.cat(concepts)
+        return Judgement(
+            styles=style_probabilities,
+            concepts=concept_probabilities,
+            style_names=[self.styles[int(index)] for index in style_probabilities.argmax(dim=-1)],
+            concept_names=[self.concepts[int(index)] for index in concept_probabilities.argmax(dim=-1)],
+        )
+
+
+def _is_names(value: Any) -> bool:
+    names = cast(list[Any], value) if isinstance(value, list) else []
+    return bool(names) and all(isinstance(name, str) for name in names)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_three_positive(value: Any) -> bool:
+    return isinstance(value, list) and list(map(_is_positive, cast(list[Any], value))) == [True] * 3
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "styles": ("a list of names", _is_names),
+    "concepts": ("a list of names", _is_names),
+    "channels": ("three positive integers", _is_three_positive),
+    "size": ("a positive integer", _is_positive),
+    "accuracy": ("a mapping", _is_mapping),
+}
+"""What a judge's file says of it, as JSON."""
+
+
+def _read_value(metadata: Mapping[str, str], key: str, path: Path) -> Any:
+    expected, is_expected = EXPECTED[key]
+    try:
+        value: Any = json.loads(metadata[key])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected {key} of the judge at {path} as JSON, got {metadata[key][:80]!r}") from error
+    if not is_expected(value):
+        raise ValueError(f"expected {key} of the judge at {path} to be {expected}, got {metadata[key][:80]!r}")
+    return value
+
+
+def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a judge's weights, and what is said of them.
+
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        The weights by name, and "styles", "concepts" (their names), "channels", "size" and "accuracy" (on drawings
+        that it was not trained on).
+
+    Raises:
+        ValueError: If the file is missing, damaged, or no judge's.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            handle = cast(Any, file)
+            weights: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            metadata: dict[str, str] = handle.metadata() or {}
+    except FileNotFoundError as error:
+        raise ValueError(f"expected the judge's weights at {path}, got no such file") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"expected the judge's weights at {path}, got no whole safetensors file: {error}") from error
+    if missing := EXPECTED.keys() - metadata.keys():
+        raise ValueError(
+            f"expected the judge's weights at {path}, got a file that does not say its {', '.join(sorted(missing))}"
+        )
+    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"expected finite weights in {path}, got others in {', '.join(broken)}")
+    check_digest(weights, metadata, path)
+    return weights, {key: _read_value(metadata, key, path) for key in EXPECTED}
+
+
+def load_judge(path: Path | str = WEIGHTS, device: Device | str = "cpu", dtype: DType = torch.float32) -> Judge:
+    """Load the judge.
+
+    Args:
+        path: Its safetensors file. By default the judge of the embedded model's styles and concepts.
+        device: The PyTorch device to use.
+        dtype: The PyTorch data type to use.
+
+    Returns:
+        The judge.
+
+    Raises:
+        ValueError: If the file is missing, damaged, or no judge's.
+    """
+    weights, metadata = read_judge_file(path)
+    judge = Judge(
+        styles=metadata["styles"],
+        concepts=metadata["concepts"],
+        channels=tuple(metadata["channels"]),
+        size=metadata["size"],
+        device="meta",
+    )
+    try:
+        judge.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"expected the judge's weights at {path}, got another network's: {error}") from error
+    return judge.to(device=device, dtype=dtype)

@@ -1,0 +1,98 @@
+"""Models from the Hugging Face hub: only the files needed, through its own cache."""
+
+import re
+from pathlib import Path
+
+from style_aligned.models.checkpoints.errors import CheckpointError
+from style_aligned.models.checkpoints.selection import PARTS, SETTINGS, select_weights
+
+
+def is_hub_name(name: str) -> bool:
+    """Say whether a name looks like a repository on the hub.
+
+    Example:
+        >>> is_hub_name("stabilityai/stable-diffusion-xl-base-1.0"), is_hub_name("models/sdxl.safetensors")
+        (True, False)
+    """
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)) and not name.endswith((".safetensors", ".ckpt"))
+
+
+def download(name: str, *, prefer_half: bool) -> Path:
+    """Fetch the model's files that are not in the hub's cache yet.
+
+    The hub's own environment variables hold: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
+
+    Args:
+        name: The repository, as `"owner/name"`.
+        prefer_half: Whether to prefer the fp16 variant of the weights.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        CheckpointError: Without `huggingface_hub`, without network, or if the hub does not give such a model.
+    """
+    try:
+        from huggingface_hub import (
+            HfApi,
+            snapshot_download,  # pyright: ignore[reportUnknownVariableType]
+            try_to_load_from_cache,
+        )
+        from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder, and huggingface_hub, which would look for it on the hub, is not "
+            "installed: pip install 'style-aligned[hub]'"
+        ) from error
+
+    try:
+        files = HfApi().list_repo_files(repo_id=name)
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{name}: neither a file or folder here, nor a model on the hub that you may read "
+            "(for private and gated models, log in first: hf auth login)"
+        ) from error
+    except HfHubHTTPError as error:
+        raise CheckpointError(f"{name}: the hub refused to list its files: {_first_line(error)}") from error
+    except Exception as error:  # no network, or offline mode: the library in use says so in its own way
+        cached = try_to_load_from_cache(repo_id=name, filename="model_index.json")
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise CheckpointError(
+            f"{name}: not in the hub's cache on this machine, and the hub cannot be reached: {_first_line(error)}"
+        ) from error
+
+    wanted = wanted_files(files, prefer_half=prefer_half, where=name)
+    try:
+        return Path(snapshot_download(repo_id=name, allow_patterns=wanted))
+    except Exception as error:
+        raise CheckpointError(f"{name}: the download stopped: {_first_line(error)}") from error
+
+
+def wanted_files(files: list[str], *, prefer_half: bool, where: str) -> list[str]:
+    """Select the files to fetch from a repository.
+
+    Args:
+        files: The paths of all of its files.
+        prefer_half: Whether to prefer the fp16 variant of the weights.
+        where: The name of the repository, for messages.
+
+    Raises:
+        CheckpointError: If the repository holds no diffusers model.
+    """
+    if "model_index.json" not in files:
+        raise CheckpointError(
+            f"{where}: no diffusers model on the hub (it has no model_index.json); download one of its files and give "
+            "its path instead"
+        )
+    wanted = [file for file in SETTINGS if file in files]
+    for part in PARTS:
+        names = [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
+        if names:
+            selected = select_weights(names, part, prefer_half=prefer_half, where=f"{where}/{part}")
+            wanted.extend(f"{part}/{name}" for name in selected)
+    return wanted
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,0 +1,95 @@
+"""From weights on disk to a model, at the speed of the disk."""
+
+from pathlib import Path
+
+import torch
+from refiners.fluxion import layers as fl
+from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
+from torch import Tensor, device as Device, dtype as DType
+
+from style_aligned.models.checkpoints.autoencoder import PreciseAutoencoder, autoencoder_dtype
+from style_aligned.models.checkpoints.errors import CheckpointError
+from style_aligned.models.checkpoints.files import MemoryMaps
+from style_aligned.models.checkpoints.plan import MODEL_PARTS, Weight, make_plan
+from style_aligned.models.checkpoints.sources import Checkpoint, open_checkpoint
+
+MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def load_model(
+    name_or_path: str | Path, *, device: Device | str = "cpu", dtype: DType = torch.float32
+) -> StableDiffusion_XL | StableDiffusion_1:
+    """Load a model.
+
+    No weight is initialised in vain. Weights that are stored in the type asked for stay on disk until they are used:
+    they are memory-mapped, so leave the files in place while the model lives.
+
+    Args:
+        name_or_path: `"mini"` for the embedded model, a diffusers folder, a single file with the original names, a
+            folder in Refiners' format, or a name on the Hugging Face hub.
+        device: The PyTorch device to use.
+        dtype: The type of the weights: float32, float16 or bfloat16. With float16, the autoencoder, which would
+            overflow, is in float32.
+
+    Returns:
+        The model, with the noise schedule that it was trained for.
+
+    Raises:
+        CheckpointError: If that cannot be loaded, naming the file and the first tensor at fault.
+        ValueError: For another type.
+
+    Example:
+        ```py
+        from style_aligned.models.checkpoints import load_model
+
+        mini = load_model("mini", dtype=torch.bfloat16)  # or "sd_xl_base_1.0.safetensors", on "cuda"
+        assert mini.unet.dtype == torch.bfloat16
+        ```
+    """
+    if dtype not in MODEL_DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, MODEL_DTYPES))}")
+    if str(name_or_path) == "mini":
+        from style_aligned.models.mini import load_mini
+
+        return load_mini(device=device, dtype=dtype)
+    return load_checkpoint(
+        open_checkpoint(name_or_path, prefer_half=dtype != torch.float32), device=device, dtype=dtype
+    )
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, *, device: Device | str = "cpu", dtype: DType = torch.float32
+) -> StableDiffusion_XL | StableDiffusion_1:
+    """Load a model from an opened checkpoint; see `load_model`."""
+    device = Device(device)
+    model = checkpoint.architecture.build()
+    plan = make_plan(checkpoint, model)
+    maps = MemoryMaps()
+    states: dict[str, dict[str, Tensor]] = {part: {} for part in MODEL_PARTS}
+    for weight in plan.weights:
+        weight_dtype = autoencoder_dtype(dtype) if weight.part == "lda" else dtype
+        states[weight.part][weight.part_key] = _load(weight, maps, device=device, dtype=weight_dtype)
+    for part, state in states.items():
+        getattr(model, part).load_state_dict(state, assign=True)
+
+    assert isinstance(model.lda, PreciseAutoencoder)
+    model.lda.latents_dtype = dtype
+    if checkpoint.encoder_scale is not None:
+        model.lda.encoder_scale = checkpoint.encoder_scale
+    for norm in model.lda.layers(fl.GroupNorm):
+        norm.eps = 1e-6  # as it was trained; Refiners builds some with 1e-5
+    model.solver = checkpoint.schedule.solver().to(device=device)
+    model.device, model.dtype = device, dtype
+    return model
+
+
+def _load(weight: Weight, maps: MemoryMaps, device: Device, dtype: DType) -> Tensor:
+    if weight.stored.dtype == dtype:
+        return weight.tensor(maps.tensor).to(device=device)
+    # a map's pages would stay in memory beside the converted weight, so this one goes through a buffer of its own
+    values = weight.tensor(lambda stored: stored.read()).to(device=device, dtype=dtype)
+    if dtype == torch.float16 and not values.isfinite().all():
+        raise CheckpointError(
+            f"{weight.stored.path}: {weight.stored.key!r} exceeds the range of float16; use bfloat16 or float32"
+        )
+    return values

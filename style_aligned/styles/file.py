@@ -1,0 +1,243 @@
+"""Style files: tensors, a small picture and settings in one safetensors file, checked before anything is allocated."""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from style_aligned.adapter.checks import is_finite
+from style_aligned.files import UNREADABLE, without_warnings, write_bytes
+
+FORMAT = 1
+MAX_HEADER = 1 << 20  # bytes
+MAX_PROMPT = 1 << 15  # characters: two prompts fit into a header, at 14 bytes for one that is escaped twice
+MAX_LATENTS = 1 << 28  # elements
+MAX_ELEMENTS = 1 << 24  # of every other tensor
+MAX_SIDE = 1 << 16  # pixels
+MAX_STEPS = 1000
+MAX_GUIDANCE = 1e4
+PREVIEW = 128  # pixels
+SWITCHES = ("adain_queries", "adain_keys", "adain_values", "share_attention", "share_group_norm")
+OPTIONS = (*SWITCHES, "scale", "shift", "only_self_level")
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class StyleError(ValueError):
+    """A style file that cannot be read, or a style that does not fit a model."""
+
+
+def write_style_file(
+    path: Path, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], preview: Image.Image
+) -> None:
+    """Write a style file: the same bytes for the same style.
+
+    Args:
+        path: The path of the file. What is there is replaced once the new file is complete.
+        settings: The settings, as JSON has them.
+        tensors: The tensors, by name.
+        preview: The reference in small.
+
+    Raises:
+        ValueError: If a setting is not of its type or out of its range: the file could not be read again.
+        OSError: If the file cannot be written. What was there before is still there then.
+    """
+    check_settings(settings)
+    buffer = io.BytesIO()
+    preview.save(buffer, format="PNG")
+    contents = {**tensors, "preview": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(contents.items())}
+    described = {"format": FORMAT, **settings}
+    described["sha256"] = _digest(described, contents)
+    # a single entry: the order of several is not defined
+    write_bytes(path, save(contents, metadata={"style_aligned": json.dumps(described, sort_keys=True)}))
+
+
+def read_style_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:
+    """Read a style file that `write_style_file` has written.
+
+    Args:
+        path: The path of the file.
+
+    Returns:
+        The settings, the tensors by name, and the preview.
+
+    Raises:
+        StyleError: If the file is not a style, or was altered or cut off.
+        FileNotFoundError: If there is no such file.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    if len(start) < 8 or int.from_bytes(start, "little") > MAX_HEADER:
+        raise StyleError(f"expected {path} to be a style file, got one without a safetensors header")
+    try:
+        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
+            return _read(file, path)
+    except SafetensorError as error:
+        raise StyleError(f"expected {path} to be a complete safetensors file, got one that is not: {error}") from None
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the settings of a style, as far as that can be done without a model.
+
+    Args:
+        settings: The settings, by name.
+
+    Raises:
+        ValueError: If one is not of its type or out of its range.
+    """
+    prompt, negative_prompt, seed = settings["prompt"], settings["negative_prompt"], settings["seed"]
+    steps, guidance = settings["num_inference_steps"], settings["condition_scale"]
+    size, options = settings["size"], settings["options"]
+    if not isinstance(prompt, str) or not prompt.strip():
+        found = "an empty one" if isinstance(prompt, str) else repr(prompt)
+        raise ValueError(f"expected a prompt with at least one word, got {found}")
+    if not isinstance(negative_prompt, str):
+        raise ValueError(f"expected negative_prompt to be a text, got {negative_prompt!r}")
+    for text in (prompt, negative_prompt):
+        if "\0" in text or text.encode(errors="replace").decode() != text:
+            raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text!r}")
+        if len(text) > MAX_PROMPT:
+            raise ValueError(f"expected prompts of at most {MAX_PROMPT} characters, got one of {len(text)}")
+    if not _is_integer(seed) or not 0 <= seed < 1 << 63:
+        raise ValueError(f"expected seed to be an integer between 0 and 2**63 - 1, got {seed!r}")
+    if not _is_integer(steps) or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"expected num_inference_steps between 1 and {MAX_STEPS}, got {steps!r}")
+    if not _is_number(guidance) or not -MAX_GUIDANCE < guidance < MAX_GUIDANCE:
+        raise ValueError(f"expected condition_scale between -{MAX_GUIDANCE:g} and {MAX_GUIDANCE:g}, got {guidance!r}")
+    if not isinstance(size, list | tuple) or len(cast(list[Any], size)) != 2:
+        raise ValueError(f"expected a size of height and width, got {size!r}")
+    height, width = cast(tuple[Any, Any], size)
+    if any(not _is_integer(side) or not 64 <= side <= MAX_SIDE or side % 8 != 0 for side in (height, width)):
+        raise ValueError(f"expected a size of multiples of 8, at least 64 and at most {MAX_SIDE}, got {height}x{width}")
+    if (count := (steps + 1) * 4 * (height // 8) * (width // 8)) > MAX_LATENTS:
+        raise ValueError(
+            f"expected at most {MAX_LATENTS} elements in the latents of all steps, got {count} with"
+            f" {steps} step{'' if steps == 1 else 's'} of a size of {height}x{width}"
+        )
+    if not isinstance(options, dict):
+        raise ValueError(f"expected options by name, got {options!r}")
+    for name, value in cast(dict[Any, Any], options).items():
+        if name == "full_attention_share":
+            raise ValueError(
+                "expected options without full_attention_share: the reference attends to its targets then, and cannot"
+                " be kept without them"
+            )
+        if name not in OPTIONS:
+            raise ValueError(f"expected options among {', '.join(OPTIONS)}, got {name}")
+        if not (isinstance(value, bool) if name in SWITCHES else _is_number(value)):
+            kind = "True or False" if name in SWITCHES else "a finite number"
+            raise ValueError(f"expected {name} to be {kind}, got {value!r}")
+
+
+def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:
+    settings = _parse_settings(file.metadata() or {}, path)
+    digest = settings.pop("sha256")
+    shapes = _expected_shapes(settings)
+    names: set[str] = set(file.keys())
+    if not shapes.keys() - {"pooled_text_embedding"} <= names <= shapes.keys():
+        raise StyleError(f"expected {path} to hold latents, text embedding and preview, got {sorted(names)}")
+    for name in names:
+        part = file.get_slice(name)
+        shape, dtype, expected = cast(list[int], part.get_shape()), part.get_dtype(), shapes[name]
+        if len(shape) != len(expected) or any(
+            length not in (own, None) for own, length in zip(shape, expected, strict=True)
+        ):
+            lengths = ", ".join("any" if length is None else str(length) for length in expected)
+            raise StyleError(f"expected {name} of shape [{lengths}] in {path}, got {shape}")
+        if name != "latents" and math.prod(shape) > MAX_ELEMENTS:  # those are of a size that was checked
+            raise StyleError(f"expected at most {MAX_ELEMENTS} elements in {name} of {path}, got shape {shape}")
+        if dtype not in (("U8",) if name == "preview" else FLOATS):
+            kind = "bytes" if name == "preview" else "a floating type"
+            raise StyleError(f"expected {name} of {kind} in {path}, got {dtype}")
+
+    tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
+    if _digest(settings, tensors) != digest:
+        raise StyleError(f"expected {path} as it was written, got one that was altered: its checksum differs")
+    picture = tensors.pop("preview").numpy().tobytes()
+    if name := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise StyleError(f"expected {name} of {path} to be finite, got NaN or infinity")
+    del settings["format"]
+    return {**settings, "size": tuple(settings["size"])}, tensors, _decode_preview(picture, path)
+
+
+def _expected_shapes(settings: Mapping[str, Any]) -> dict[str, list[int | None]]:
+    height, width = settings["size"]
+    halves = 2 if settings["model"]["classifier_free_guidance"] else 1
+    return {
+        "latents": [settings["num_inference_steps"] + 1, 4, height // 8, width // 8],
+        "clip_text_embedding": [halves, None, None],
+        "pooled_text_embedding": [halves, None],
+        "preview": [None],
+    }
+
+
+def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    try:
+        settings: Any = json.loads(metadata["style_aligned"])
+        found = settings["format"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise StyleError(f"expected {path} to be a style file, got one without a style's settings") from None
+    if found != FORMAT:
+        raise StyleError(f"expected {path} to have format {FORMAT}, got {found!r}")
+    if settings.keys() != _SETTINGS:
+        differing = ", ".join(sorted(map(str, settings.keys() ^ _SETTINGS)))
+        raise StyleError(f"expected the settings of a style in {path}, got others: {differing}")
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        raise StyleError(f"{path} is not a style: {error}") from None
+    model, solver = settings["model"], settings["solver"]
+    if not isinstance(model, dict) or cast(dict[str, Any], model).keys() != _MODEL:
+        raise StyleError(f"expected {path} to say {', '.join(sorted(_MODEL))} of its model, got {model!r}")
+    if not isinstance(solver, dict) or "name" not in cast(dict[str, Any], solver):
+        raise StyleError(f"expected {path} to name its solver, got {solver!r}")
+    return settings
+
+
+_MODEL = {"class", "classifier_free_guidance", "precision", "fingerprint"}
+_SETTINGS = {
+    "format", "sha256", "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size",
+    "options", "solver", "model",
+}  # fmt: skip
+
+
+def _decode_preview(picture: bytes, path: Path) -> Image.Image:
+    try:
+        with without_warnings():
+            preview = Image.open(io.BytesIO(picture), formats=["PNG"])
+            if max(preview.size) <= PREVIEW:
+                preview.load()
+                return preview
+        found = f"one of {preview.width}x{preview.height}"
+    except UnidentifiedImageError:
+        found = "none"
+    except UNREADABLE as error:
+        found = f"one that cannot be read: {error}"
+    raise StyleError(
+        f"expected the preview of {path} to be a PNG of at most {PREVIEW}x{PREVIEW} pixels, got {found}"
+    ) from None
+
+
+def _digest(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)

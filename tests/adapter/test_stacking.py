@@ -1,0 +1,227 @@
+"""StyleAligned together with other adapters of Refiners."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from refiners.fluxion import layers as fl
+from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
+from refiners.fluxion.layers.chain import ChainError
+from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
+from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
+from refiners.foundationals.latent_diffusion.lora import SDLoraManager
+from refiners.foundationals.latent_diffusion.solvers import DDIM
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion import (
+    SDXLDiffusionTarget,
+    SDXLMultiDiffusion,
+)
+from torch import Tensor
+
+from style_aligned import StyleAligned, StyleAlignedAdapter
+from style_aligned.models.denoising import sample_noise
+from style_aligned.models.mini import Mini
+from tests.chains import snapshot
+from tests.oracle import relative_error
+
+SIZE = (64, 64)
+PROMPTS = ["a fox, neon sign", "a dog", "a cat, ink"]
+
+
+@pytest.fixture
+def model(random_mini: Mini) -> Mini:
+    random_mini.solver = DDIM(num_inference_steps=4)
+    random_mini.classifier_free_guidance = True
+    random_mini.unet.set_context("unet", {"residuals": [0.0] * 10})
+    return random_mini
+
+
+@torch.no_grad()
+def denoise(model: Mini, prompts: list[str]) -> Tensor:
+    x = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(prompts))])
+    embedding, pooled = model.compute_clip_text_embedding(prompts, [""] * len(prompts))
+    time_ids = model.default_time_ids.repeat_interleave(len(prompts), dim=0)
+    for step in model.steps[:2]:
+        x = model(x, step=step, clip_text_embedding=embedding, pooled_text_embedding=pooled, time_ids=time_ids)
+    return x
+
+
+class Loras:
+    """Low-rank adaptations of every query, key and value projection of the self-attentions."""
+
+    def __init__(self, unet: fl.Chain) -> None:
+        torch.manual_seed(1)
+        self.adapters = [
+            (LoraAdapter(linear, LinearLora("lora", linear.in_features, linear.out_features)), parent)
+            for self_attention in unet.layers(fl.SelfAttention)
+            for linear, parent in self_attention.layer(1, fl.Distribute).walk(fl.Linear)
+        ]
+        for adapter, _ in self.adapters:
+            for lora in adapter.lora_layers:
+                torch.nn.init.normal_(lora.up.weight, std=0.2)
+
+    def inject(self) -> None:
+        for adapter, parent in self.adapters:
+            adapter.inject(parent)
+
+    def eject(self) -> None:
+        for adapter, _ in self.adapters:
+            adapter.eject()
+
+
+def free_u(unet: Any) -> Any:
+    return SDFreeUAdapter(unet, backbone_scales=[1.2, 1.4], skip_scales=[0.9, 0.2])
+
+
+@pytest.mark.parametrize("make_other", [Loras, free_u])
+def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Callable[[Any], Any]) -> None:
+    plain = denoise(model, PROMPTS)
+    with StyleAlignedAdapter(model.unet):
+        aligned = denoise(model, PROMPTS)
+
+    other, ours = make_other(model.unet), StyleAlignedAdapter(model.unet)
+    other.inject()
+    other_alone, before = denoise(model, PROMPTS), [line[:2] for line in snapshot(model.unet)]
+    ours.inject()
+    both = denoise(model, PROMPTS)
+    ours.eject()
+    assert [line[:2] for line in snapshot(model.unet)] == before
+    assert torch.equal(denoise(model, PROMPTS), other_alone)
+    other.eject()
+    assert torch.equal(denoise(model, PROMPTS), plain)
+
+    ours, other = StyleAlignedAdapter(model.unet).inject(), make_other(model.unet)
+    other.inject()
+    torch.testing.assert_close(denoise(model, PROMPTS), both)
+    other.eject()
+    torch.testing.assert_close(denoise(model, PROMPTS), aligned)
+    ours.eject()
+    for one, another in ((both, aligned), (both, other_alone), (both, plain)):
+        assert relative_error(one[1:], another[1:]) > 1e-4
+
+
+def test_ejection_from_under_another_adapter(model: Mini) -> None:
+    plain, ours = denoise(model, PROMPTS), StyleAlignedAdapter(model.unet)
+    other = free_u(model.unet).inject()
+    other_alone = denoise(model, PROMPTS)
+    other.eject()
+    ours.inject()
+    other.inject()
+    ours.eject()
+    assert not [parent for parent in model.unet.get_parents() if parent is ours]
+    assert torch.equal(denoise(model, PROMPTS), other_alone)
+    other.eject()
+    assert model.unet.parent is None
+    assert torch.equal(denoise(model, PROMPTS), plain)
+
+
+def test_loras_of_the_manager(model: Mini) -> None:
+    # in the order in which the manager looks for places
+    linears = [linear for block in model.unet.layers(CrossAttentionBlock2d) for linear in block.layers(fl.Linear)]
+    tensors: dict[str, Tensor] = {}
+    for index, linear in enumerate(linears):
+        generator = torch.Generator().manual_seed(index)
+        name = f"unet_{index:03}_transformer"
+        tensors[f"{name}.lora_down.weight"] = torch.randn(2, linear.in_features, generator=generator)
+        tensors[f"{name}.lora_up.weight"] = 0.05 * torch.randn(linear.out_features, 2, generator=generator)
+    plain = denoise(model, PROMPTS)
+    with StyleAlignedAdapter(model.unet):
+        aligned = denoise(model, PROMPTS)
+
+    manager = SDLoraManager(model)
+    manager.add_loras("by hand", tensors, scale=0.8)
+    assert len(manager.loras) == len(linears)
+    weights = [lora.up.weight for lora in manager.loras]
+    assert all(
+        torch.equal(weight, tensors[f"unet_{i:03}_transformer.lora_up.weight"]) for i, weight in enumerate(weights)
+    )
+    alone = denoise(model, PROMPTS)
+    with StyleAlignedAdapter(model.unet):
+        both = denoise(model, PROMPTS)
+        manager.set_scale("by hand", 0)
+        torch.testing.assert_close(denoise(model, PROMPTS), aligned)
+        manager.remove_loras("by hand")
+        assert torch.equal(denoise(model, PROMPTS), aligned)
+    assert torch.equal(denoise(model, PROMPTS), plain)
+    for one, another in ((both, aligned), (both, alone), (alone, plain)):
+        assert relative_error(one[1:], another[1:]) > 1e-4
+
+
+@torch.no_grad()
+def test_multi_diffusion_with_a_set(model: Mini) -> None:
+    embedding, pooled = model.compute_clip_text_embedding(PROMPTS, [""] * len(PROMPTS))
+
+    def make_target(size: tuple[int, int], offset: tuple[int, int]) -> SDXLDiffusionTarget:
+        target = SDXLDiffusionTarget(size=size, offset=offset, clip_text_embedding=embedding, condition_scale=5.0)
+        target.pooled_text_embedding = pooled
+        target.time_ids = model.default_time_ids.repeat_interleave(len(PROMPTS), dim=0)
+        return target
+
+    diffuse = SDXLMultiDiffusion(model)
+
+    def run(x: Tensor, targets: list[SDXLDiffusionTarget]) -> Tensor:
+        for step in model.steps[:2]:
+            x = diffuse(x, noise=x, step=step, targets=targets)
+        return x
+
+    noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(PROMPTS))])
+    panorama = torch.cat([noise, noise.flip(0)[..., :4]], dim=-1)
+    parts = [make_target((8, 8), (0, left)) for left in (0, 4)]
+    unaligned = run(panorama, parts)
+    with StyleAlignedAdapter(model.unet):
+        torch.testing.assert_close(run(noise, [make_target((8, 8), (0, 0))]), denoise(model, PROMPTS))
+        aligned = run(panorama, parts)
+    assert aligned.shape == (3, 4, 8, 12)
+    torch.testing.assert_close(aligned[:1], unaligned[:1])
+    assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
+
+
+def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
+    model = fresh_mini
+    model.solver = DDIM(num_inference_steps=4)
+    model.set_self_attention_guidance(enable=True, scale=2.0)
+    unaligned, alone = denoise(model, PROMPTS), denoise(model, PROMPTS[:1])
+    with StyleAlignedAdapter(model.unet, set_size=3) as adapter:
+        aligned = denoise(model, PROMPTS)
+        adapter.set_size = None
+        with pytest.raises(ChainError, match="got a batch of 3 rows, expected the two guidance halves"):
+            denoise(model, PROMPTS)  # the second pass
+    assert relative_error(aligned[:1], alone) < 1e-5
+    assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
+    model.set_self_attention_guidance(enable=False)
+    assert model.unet.find(StyleAligned) is None
+
+
+COMPILE_UNET = """
+import torch
+from style_aligned import StyleAlignedAdapter
+from style_aligned.models.mini import MiniUNet
+
+torch.manual_seed(0)
+unet = MiniUNet().requires_grad_(False)
+
+def run(unet):
+    torch.manual_seed(1)
+    unet.set_timestep(torch.tensor([601]))
+    unet.set_clip_text_embedding(torch.randn(6, 32, 128))
+    unet.set_pooled_text_embedding(torch.randn(6, 64))
+    unet.set_time_ids(torch.tensor([[256.0, 256, 0, 0, 256, 256]]).repeat(6, 1))
+    return unet(torch.randn(3, 4, 16, 16).repeat(2, 1, 1, 1))
+
+plain = run(unet)
+StyleAlignedAdapter(unet, shift=0.5).inject()
+aligned = run(unet)
+compiled = torch.compile(unet, backend="aot_eager")
+torch.testing.assert_close(run(compiled), aligned, rtol=1e-4, atol=1e-4)
+assert not torch.allclose(aligned, plain, rtol=1e-3, atol=1e-3)
+print("compiled")
+"""
+
+
+@pytest.mark.slow
+def test_an_adapted_unet_compiles() -> None:
+    # in a process of its own, where annotations are not executed
+    process = subprocess.run([sys.executable, "-c", COMPILE_UNET], capture_output=True, text=True)
+    assert process.stdout == "compiled\n", process.stderr

@@ -1,0 +1,302 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from refiners.fluxion.utils import save_to_safetensors
+from torch.nn.functional import avg_pool2d
+
+from scripts.evaluate import FURTHER_VARIANTS
+from scripts.report import to_markdown, to_plot
+from style_aligned.evaluation.classifier import Judge, load_judge, read_judge_file
+from style_aligned.evaluation.sets import (
+    SETTINGS,
+    UNALIGNED,
+    VARIANTS,
+    SetOfPrompts,
+    Setting,
+    Variant,
+    draw_images,
+    draw_prompts,
+    evaluate,
+    name_thing,
+)
+from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.models.mini.model import DIGEST, digest
+from style_aligned.sampling.generation import generate
+from style_aligned.styles.style import Style
+
+SAME_STYLE, REFERENCE_ONLY = SETTINGS
+ALIGNED = Variant("aligned", {})
+STYLES, CONCEPTS = ("neon sign", "bold ink"), ("fox", "owl", "rocket", "scissors")
+
+
+@pytest.fixture(scope="module")
+def model() -> Mini:
+    """The embedded model with random weights."""
+    torch.manual_seed(0)
+    text_encoder = MiniDoubleTextEncoder(["a", "an", "neon", "sign", "fox", "owl", "rocket", "scissors"])
+    return Mini(unet=MiniUNet(), lda=MiniAutoencoder(), clip_text_encoder=text_encoder)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    torch.manual_seed(0)
+    return Judge(styles=STYLES, concepts=CONCEPTS, channels=(8, 8, 8))
+
+
+def write(judge: Judge, path: Path, **changes: str | None) -> Path:
+    metadata = {
+        "styles": json.dumps(judge.styles),
+        "concepts": json.dumps(judge.concepts),
+        "channels": "[8, 8, 8]",
+        "size": "64",
+        "accuracy": '{"held_out": {"drawings": 1000, "style": 0.99, "concept": 0.9}}',
+    }
+    kept = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
+    tensors = {key: tensor.half() for key, tensor in judge.state_dict().items()}
+    save_to_safetensors(path, tensors, metadata={**kept, DIGEST: digest(tensors)})
+    return path
+
+
+def picture(seed: int, side: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size=(side, side, 3), dtype=np.uint8))
+
+
+def test_judge_gives_probabilities_and_their_names(judge: Judge) -> None:
+    judgement = judge.judge([picture(seed, 64) for seed in range(5)], batch_size=2)
+    assert judgement.styles.shape == (5, 2)
+    assert judgement.concepts.shape == (5, 4)
+    torch.testing.assert_close(judgement.styles.sum(dim=-1), torch.ones(5))
+    torch.testing.assert_close(judgement.concepts.sum(dim=-1), torch.ones(5))
+    for names, probabilities, known in (
+        (judgement.style_names, judgement.styles, STYLES),
+        (judgement.concept_names, judgement.concepts, CONCEPTS),
+    ):
+        assert [known.index(name) for name in names] == probabilities.argmax(dim=-1).tolist()
+
+
+def test_judge_takes_any_size_and_mode(judge: Judge) -> None:
+    large = picture(0, 256)
+    pixels = torch.tensor(np.asarray(large)).permute(2, 0, 1).float() / 255
+    expected = judge(avg_pool2d(pixels, kernel_size=4)[None])[1].softmax(dim=-1)
+    torch.testing.assert_close(judge.judge([large, picture(1, 100)]).concepts[:1], expected)
+    opaque = large.convert("RGBA")
+    torch.testing.assert_close(judge.judge([opaque, large.convert("L")]).concepts[:1], expected)
+
+
+def test_judge_of_nothing(judge: Judge) -> None:
+    judgement = judge.judge([])
+    assert judgement.styles.shape == (0, 2)
+    assert judgement.concept_names == []
+
+
+def test_judge_comes_back_from_its_file(judge: Judge, tmp_path: Path) -> None:
+    path = write(judge, tmp_path / "judge.safetensors")
+    loaded = load_judge(path)
+    assert (loaded.styles, loaded.concepts) == (judge.styles, judge.concepts)
+    images = [picture(seed, 64) for seed in range(3)]
+    torch.testing.assert_close(loaded.judge(images).concepts, judge.judge(images).concepts, atol=1e-3, rtol=0)
+    assert read_judge_file(path)[1]["accuracy"]["held_out"]["style"] == 0.99
+
+
+def left_out(judge: Judge, path: Path) -> None:
+    pass
+
+
+def cut_off(judge: Judge, path: Path) -> None:
+    write(judge, path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_names(judge: Judge, path: Path) -> None:
+    write(judge, path, styles=None, accuracy=None)
+
+
+def of_other_names(judge: Judge, path: Path) -> None:
+    write(judge, path, styles='["neon sign"]')
+
+
+def with_infinities(judge: Judge, path: Path) -> None:
+    broken = Judge(styles=judge.styles, concepts=judge.concepts, channels=(8, 8, 8))
+    torch.nn.init.constant_(next(broken.parameters()), float("inf"))
+    write(broken, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (left_out, "no such file"),
+        (cut_off, "no whole safetensors file"),
+        (without_names, "does not say its accuracy, styles"),
+        (of_other_names, "another network's"),
+        (with_infinities, "expected finite weights in .* got others in Conv2d_1.weight"),
+    ],
+)
+def test_damaged_judges_are_refused(
+    damage: Callable[[Judge, Path], None], message: str, judge: Judge, tmp_path: Path
+) -> None:
+    path = tmp_path / "judge.safetensors"
+    damage(judge, path)
+    with pytest.raises(ValueError, match=message):
+        load_judge(path)
+
+
+def test_prompts_name_the_style_where_they_are_to() -> None:
+    prompts = SetOfPrompts(style="neon sign", concepts=("fox", "owl", "scissors"), seeds=(0, 1, 2))
+    assert prompts.prompts(SAME_STYLE) == ["a fox, neon sign", "an owl, neon sign", "scissors, neon sign"]
+    assert prompts.prompts(REFERENCE_ONLY) == ["a fox, neon sign", "an owl", "scissors"]
+
+
+def test_prompts_are_in_the_words_of_the_training_data() -> None:
+    concepts = pytest.importorskip("scripts.mini_data.concepts")
+    for concept in concepts.CONCEPTS:
+        assert name_thing(concept.name) == concept.phrases()[0]
+
+
+def test_sets_are_drawn_evenly_and_anew_for_each_seed() -> None:
+    concepts = [f"thing {number}" for number in range(20)]
+    styles = [f"style {number}" for number in range(8)]
+    drawn = draw_prompts(concepts, styles, sets=50, set_size=5, seed=0)
+    assert set(Counter(one.style for one in drawn).values()) == {6, 7}
+    assert all(len(set(one.concepts)) == 5 for one in drawn)
+    assert len({seed for one in drawn for seed in one.seeds}) == 250
+    assert drawn == draw_prompts(concepts, styles, sets=50, set_size=5, seed=0)
+    assert drawn != draw_prompts(concepts, styles, sets=50, set_size=5, seed=1)
+    assert drawn[:10] == draw_prompts(concepts, styles, sets=10, set_size=5, seed=0)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_images_are_those_of_generate(model: Mini, setting: Setting) -> None:
+    sets = draw_prompts(CONCEPTS, STYLES, sets=2, set_size=3, seed=0)
+    drawn = draw_images(model, sets, setting, ALIGNED, steps=2, guidance=4.0)
+    for prompts, images in zip(sets, drawn, strict=True):
+        reference, *targets = prompts.prompts(setting)
+        style = Style.from_prompt(model, reference, seed=prompts.seeds[0], num_inference_steps=2, condition_scale=4.0)
+        expected = [style.image(model)]
+        expected += [sample.image for sample in generate(model, style, targets, seeds=prompts.seeds[1:])]
+        for image, other in zip(images, expected, strict=True):
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(other)).max() <= 1
+
+
+def test_variants_differ_in_their_targets_alone(model: Mini) -> None:
+    sets = draw_prompts(CONCEPTS, STYLES, sets=1, set_size=2, seed=0)
+    images = {
+        variant.name: draw_images(model, sets, SAME_STYLE, variant, steps=2, guidance=4.0)[0]
+        for variant in (*VARIANTS, *FURTHER_VARIANTS)
+    }
+    targets = [image[1].tobytes() for image in images.values()]
+    assert len(set(targets)) == len(VARIANTS) + len(FURTHER_VARIANTS)
+    for name, (reference, _) in images.items():
+        difference = np.abs(np.asarray(reference).astype(int) - np.asarray(images["unaligned"][0])).max()
+        assert (difference > 1) == (name == "full attention sharing")
+
+
+def test_low_precision_gives_nearly_the_same(model: Mini) -> None:
+    sets = draw_prompts(CONCEPTS, STYLES, sets=1, set_size=2, seed=0)
+    exact, quick = (
+        np.array(draw_images(model, sets, SAME_STYLE, ALIGNED, steps=2, guidance=4.0, autocast=autocast)[0], dtype=int)
+        for autocast in (False, True)
+    )
+    difference = np.abs(exact - quick)
+    assert 0 < difference.mean() < 2
+
+
+def test_evaluation_compares_variants_on_the_same_sets(model: Mini, judge: Judge) -> None:
+    progress: list[tuple[int, int]] = []
+    seen: list[tuple[str, str, SetOfPrompts, int]] = []
+    results = evaluate(
+        model,
+        sets=3,
+        set_size=2,
+        steps=1,
+        variants=[ALIGNED, UNALIGNED],
+        judge=judge,
+        batch_size=4,
+        on_progress=lambda done, total: progress.append((done, total)),
+        on_set=lambda setting, variant, one, images: seen.append((setting.name, variant.name, one, len(images))),
+    )
+    order = [(setting.name, variant) for setting in SETTINGS for variant in ("unaligned", "aligned")]
+    assert [(row.setting, row.variant) for row in results.rows] == order
+    assert progress == [(done, 8) for done in range(1, 9)]  # 2 settings, 2 variants, 2 batches of 1 step
+    assert [one[:2] for one in seen] == [names for names in order for _ in range(3)]
+    for start in range(0, 12, 3):
+        assert [one[2] for one in seen[start : start + 3]] == [one[2] for one in seen[:3]]
+    unaligned = results.row("same style", "unaligned")
+    assert unaligned.palette_ratio is not None
+    assert (unaligned.palette_ratio.low, unaligned.palette_ratio.high) == pytest.approx((1, 1))
+    for row in results.rows:
+        for score in (row.style, row.concept):
+            assert 0 <= score.low <= score.value <= score.high <= 1
+    json.dumps(results.to_dict())
+
+
+def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatch, judge: Judge) -> None:
+    """A judge who sees the reference's style everywhere, and the right concept in one target of two."""
+    sets = draw_prompts(CONCEPTS, STYLES, sets=2, set_size=3, seed=0)
+    told = iter(sets)
+    counts: list[int] = []
+
+    def findings(self: Judge, images: list[Image.Image]) -> object:
+        counts.append(len(images))
+        one = next(told)
+        return type("Findings", (), {"style_names": [one.style] * 2, "concept_names": [one.concepts[1]] * 2})()
+
+    monkeypatch.setattr(Judge, "judge", findings)
+    results = evaluate(model, sets=2, set_size=3, steps=1, variants=[ALIGNED], settings=[REFERENCE_ONLY], judge=judge)
+    assert counts == [2, 2]
+    (row,) = results.rows
+    assert row.style.value == 1
+    assert row.concept.value == 0.5
+    assert row.palette_ratio is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sets": 0}, "expected sets to be at least 1, got 0"),
+        ({"set_size": 1}, "expected set_size between 2 and the number of concepts, 4, got 1"),
+        ({"set_size": 5}, "expected set_size between 2 and the number of concepts, 4, got 5"),
+        ({"steps": 0}, "expected steps between 1 and 1000, got 0"),
+        ({"guidance": float("nan")}, "expected guidance to be a finite number, got nan"),
+        ({"batch_size": 0}, "expected batch_size to be at least 1, got 0"),
+        ({"variants": []}, "expected at least one variant and one setting"),
+    ],
+)
+def test_bad_arguments_are_refused(model: Mini, judge: Judge, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, judge=judge, **arguments)  # pyright: ignore[reportArgumentType]
+
+
+def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path: Path) -> None:
+    results = evaluate(model, sets=2, set_size=2, steps=1, variants=VARIANTS[:2], settings=SETTINGS[:1], judge=judge)
+    metadata = read_judge_file(write(judge, tmp_path / "judge.safetensors"))[1]
+    command = "python -m scripts.evaluate --sets 2"
+    page = to_markdown(results, judge=metadata, parameters=500_000, command=command)
+    assert "evaluation-sets.jpg" not in page
+    page = to_markdown(results, judge=metadata, parameters=500_000, command=command, sets_shown=2)
+    assert "The first 2 of these sets" in page
+    lines = page.splitlines()
+    assert all(len(line) <= 120 or line.startswith("|") for line in lines)
+    assert [line.split("|")[1].strip() for line in lines if line.startswith(("| un", "| **al"))] == [
+        "unaligned",
+        "**aligned**",
+    ]
+    assert "| all of these | 1000 | 99.0% | 90.0% |" in lines
+    assert "Made by `python -m scripts.evaluate --sets 2`." in lines
+    plot = to_plot(results, scale=1)
+    assert plot.width == 1000
+    assert len(plot.getcolors(maxcolors=1 << 24) or []) > 5
+
+
+def test_the_package_has_a_judge_of_what_the_model_draws() -> None:
+    judge, accuracy = load_judge(), read_judge_file()[1]["accuracy"]["held_out"]
+    assert (len(judge.styles), len(judge.concepts)) == (8, 114)
+    assert accuracy["style"] >= 0.98
+    assert accuracy["concept"] >= 0.85
+    plain = judge.judge([Image.new("RGB", (256, 256), color) for color in ("white", "black")])
+    assert plain.concepts.isfinite().all()

@@ -1,0 +1,224 @@
+import gc
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from refiners.fluxion import layers as fl
+from refiners.foundationals.clip.tokenizer import CLIPTokenizer
+from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
+
+from style_aligned.cli.library import warn_about_prompts
+from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_long_prompts
+from style_aligned.models.checkpoints.solver import Schedule, SourceDDIM
+from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
+from tests.models.checkpoints.pipelines import diffusers
+from tests.models.checkpoints.test_parts import error, random
+from tests.models.checkpoints.test_sources import altered
+
+
+@pytest.fixture(scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Stable Diffusion 1.5 alone, which is faster, unless a test asks for both."""
+    return getattr(request, "param", "1")
+
+
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
+def test_the_model_is_complete(folder: Path, kind: str) -> None:
+    model = load_model(folder)
+    assert type(model) is (StableDiffusion_XL if kind == "xl" else StableDiffusion_1)
+    assert model.device == torch.device("cpu")
+    assert model.dtype == torch.float32
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert not list(model.buffers())
+    assert {norm.eps for norm in model.lda.layers(fl.GroupNorm)} == {1e-6}
+    assert model.lda.encoder_scale == {"xl": 0.13025, "1": 0.18215}[kind]
+
+
+def test_nothing_is_initialised() -> None:
+    """No weight is filled, and nothing is imported for it: that takes longer than all the rest."""
+    code = (
+        "import sys; from style_aligned.models.checkpoints import architectures; modules = set(sys.modules); "
+        "architectures.build_stable_diffusion_xl(); sys.exit(len(set(sys.modules) - modules) > 20)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
+    model = load_model(str(folder), dtype=dtype)
+    full = load_model(folder)
+    assert model.dtype == dtype
+    for part in ("unet", "clip_text_encoder", "lda"):
+        expected = torch.float32 if (dtype, part) == (torch.float16, "lda") else dtype
+        state = getattr(model, part).state_dict()
+        assert {weight.dtype for weight in state.values()} == {expected}
+        for key, weight in getattr(full, part).state_dict().items():
+            assert torch.equal(state[key], weight.to(expected))
+
+
+def test_weights_of_the_right_type_are_mapped(folder: Path, tmp_path: Path) -> None:
+    folder = altered(folder, tmp_path, {})
+    # the kernel's list of what is mapped names the files
+    model = load_model(folder)
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("only Linux lists what is mapped")
+    assert str(folder / "unet" / "diffusion_pytorch_model.safetensors") in maps.read_text()
+    del model
+    gc.collect()
+    model = load_model(folder, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert str(folder / "unet" / "diffusion_pytorch_model.safetensors") not in maps.read_text()
+
+
+@torch.no_grad()
+def test_the_autoencoder_of_a_half_precision_model(folder: Path) -> None:
+    model, full = load_model(folder, dtype=torch.float16), load_model(folder)
+    latents = random(1, 4, 8, 8).half()
+    image, expected = model.lda.latents_to_image(latents), full.lda.latents_to_image(latents.float())
+    assert image.tobytes() == expected.tobytes()
+    encoded = model.lda.image_to_latents(image)
+    assert encoded.dtype == torch.float16
+    assert error(encoded.float(), full.lda.image_to_latents(image)) < 1e-3
+
+
+@torch.no_grad()
+def test_the_autoencoder_does_not_overflow(folder: Path) -> None:
+    model, naive = load_model(folder, dtype=torch.float16), load_model(folder)
+    for lda in (model.lda, naive.lda):
+        convolution = lda.layer(("Decoder", "Chain_1", "Chain_1", "Resnet_1", "Chain", "Conv2d_2"), fl.Conv2d)
+        assert convolution.bias is not None
+        torch.nn.init.constant_(convolution.bias, 1e5)
+    latents = random(1, 4, 4, 4).half()
+    assert model.lda.decode(latents).isfinite().all()
+    assert not naive.lda.to(dtype=torch.float16).decode(latents).isfinite().all()
+
+
+def test_weights_beyond_float16(folder: Path, tmp_path: Path) -> None:
+
+    copy = altered(folder, tmp_path, {"unet.conv_in.bias": torch.full((32,), 1e6)})
+    with pytest.raises(CheckpointError, match=r"'conv_in\.bias' exceeds the range of float16; use bfloat16 or float32"):
+        load_model(copy, dtype=torch.float16)
+    load_model(copy, dtype=torch.bfloat16)
+
+
+def test_another_type(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"dtype is torch\.int8; expected one of torch\.float32, torch\.float16"):
+        load_model(folder, dtype=torch.int8)
+
+
+def test_mini_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StableDiffusion_XL.__new__(StableDiffusion_XL)
+    asked: list[object] = []
+
+    def load_mini(*, device: object, dtype: torch.dtype) -> StableDiffusion_XL:
+        asked.extend([device, dtype])
+        return model
+
+    mini = types.ModuleType("style_aligned.models.mini")
+    mini.__dict__["load_mini"] = load_mini
+    monkeypatch.setitem(sys.modules, "style_aligned.models.mini", mini)
+    assert load_model("mini", dtype=torch.bfloat16) is model
+    assert asked == ["cpu", torch.bfloat16]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 30, 50, 999])
+def test_the_solver_is_that_of_the_source(steps: int) -> None:
+    theirs: Any = diffusers.DDIMScheduler(**SCHEDULER_CONFIG)
+    theirs.set_timesteps(steps)
+    ours = Schedule().solver(steps)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    x, noise = random(2, 4, 8, 8), random(2, 4, 8, 8, seed=1)
+    for step in {0, steps // 2, steps - 1}:
+        expected = theirs.step(noise, theirs.timesteps[step], x).prev_sample
+        assert error(ours(x, noise, step=step), expected) < 1e-5
+
+
+def test_why_the_solver_is_not_that_of_refiners() -> None:
+    x, noise = random(2, 4, 8, 8), random(2, 4, 8, 8, seed=1)
+    difference = Schedule().solver(10)(x, noise, step=9) - DDIM(10)(x, noise, step=9)
+    assert (difference / noise).mean().item() == pytest.approx(0.0292, abs=1e-4)
+
+
+def test_the_solver_is_precise_in_a_half_precision_model(folder: Path) -> None:
+    model = load_model(folder, dtype=torch.float16)
+    model.set_inference_steps(20)
+    solver: Solver = model.solver
+    assert isinstance(solver, SourceDDIM)
+    assert solver.dtype == torch.float32
+    assert solver(random(1, 4, 8, 8).half(), random(1, 4, 8, 8).half(), step=19).dtype == torch.float16
+
+
+def test_the_schedule_of_the_settings() -> None:
+    config = {**SCHEDULER_CONFIG, "steps_offset": 0, "beta_schedule": "linear", "beta_end": 0.02}
+    theirs: Any = diffusers.DDIMScheduler(**config)
+    theirs.set_timesteps(10)
+    ours = Schedule.from_config(config, where="here").solver(10)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    assert torch.allclose(ours.cumulative_scale_factors**2, theirs.alphas_cumprod, atol=1e-5)
+
+
+def test_settings_that_are_not_supported() -> None:
+    with pytest.raises(CheckpointError, match="here: a model that predicts 'v_prediction'; only 'epsilon'"):
+        Schedule.from_config({"prediction_type": "v_prediction"}, where="here")
+    with pytest.raises(CheckpointError, match="here: a beta schedule 'squaredcos_cap_v2'; expected one of"):
+        Schedule.from_config({"beta_schedule": "squaredcos_cap_v2"}, where="here")
+    with pytest.raises(CheckpointError, match="here: settings that make no sense"):
+        Schedule.from_config({"beta_end": None}, where="here")
+    with pytest.warns(UserWarning, match="here: timesteps spaced 'trailing'; they will be 'leading' here"):
+        Schedule.from_config({"timestep_spacing": "trailing"}, where="here")
+
+
+def test_time_ids_follow_the_size() -> None:
+    ids = time_ids((768, 1344), original_size=(500, 600), crop=(1, 2), rows=3)
+    assert ids.tolist() == [[500, 600, 1, 2, 768, 1344]] * 3
+
+
+def test_long_prompts(folder: Path) -> None:
+    model = load_model(folder)
+    long = "Word " * 70 + "one two  three FOUR five, 'tis the END"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert warn_about_long_prompts(model, ["A fox", "word " * 75]) == ["", ""]
+    message = r"the prompt 'Word .+…' is longer than 77 tokens; the model does not see its end: \", 'tis the END\""
+    with pytest.warns(UserWarning, match=message):
+        assert warn_about_long_prompts(model, ["A fox", long]) == ["", ", 'tis the END"]
+    tokenizer = model.clip_text_encoder.ensure_find(CLIPTokenizer)
+    assert torch.equal(tokenizer(long), tokenizer(long.replace(", 'tis the END", "; but something else")))
+    assert not torch.equal(tokenizer(long), tokenizer(long.replace("five", "six")))
+
+
+def test_a_word_that_the_tokenizer_cannot_take(folder: Path) -> None:
+    model = load_model(folder)
+    for word in ("a" * 1500, "-" * 1500):
+        with pytest.raises(
+            ValueError, match=r"expected prompts of words, got one of 1500 characters in 'a fox [a-]+…'"
+        ):
+            warn_about_long_prompts(model, ["a cat", f"a fox {word}"])
+
+
+def test_letters_that_the_tokenizer_leaves_out_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model(folder)
+    warn_about_prompts(model, ["A plain fox, 3D_render: it's 50% off!", "🦊"])
+    assert capsys.readouterr().err == ""
+    warn_about_prompts(model, ["a fox", "a café, neon", "一只狐狸"])
+    assert capsys.readouterr().err == (
+        "style-aligned: warning: 2 prompts are in letters of which Refiners' tokenizer leaves some out, such as 'é' in"
+        " 'a café, neon': it knows those from a to z\n"
+    )
+    with_accent, without = (
+        model.compute_clip_text_embedding("a café", ""),
+        model.compute_clip_text_embedding("a caf", ""),
+    )
+    assert torch.equal(with_accent, without)  # pyright: ignore
+
+
+def test_a_model_without_that_tokenizer_warns_of_nothing() -> None:
+    model = types.SimpleNamespace(clip_text_encoder=fl.Chain())
+    assert warn_about_long_prompts.__wrapped__(model, ["x " * 100]) == [""]  # pyright: ignore
