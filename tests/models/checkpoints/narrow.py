@@ -33,6 +33,8 @@ def narrow(chain: fl.Chain, widths: dict[int, int], heads: dict[int, int] | None
             setattr(module, name, Parameter(torch.empty(shape, device="meta")))
         if isinstance(module, fl.LayerNorm):
             module.normalized_shape = tuple(widths.get(size, size) for size in module.normalized_shape)
+        elif isinstance(module, fl.GroupNorm):
+            module.channels = widths.get(module.channels, module.channels)
         elif isinstance(module, fl.Reshape):
             module.shape = tuple(widths.get(size, size) for size in module.shape)
         elif isinstance(module, fl.ScaledDotProductAttention):
