@@ -12,10 +12,10 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 from torch import Tensor
 
 from style_aligned import Reference, ReferenceBank, Style, StyleAlignedAdapter, generate, generate_unaligned
-from style_aligned.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
-from style_aligned.mini.autoencoder import Decoder, Encoder
-from style_aligned.mini.text_encoder import MiniTextEncoderG, MiniTextEncoderL, MiniTokenizer
-from tests.checkpoints.narrow import build_narrow_1, build_narrow_xl
+from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
+from style_aligned.models.mini.autoencoder import Decoder, Encoder
+from style_aligned.models.mini.text_encoder import MiniTextEncoderG, MiniTextEncoderL, MiniTokenizer
+from tests.models.checkpoints.narrow import build_narrow_1, build_narrow_xl
 
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 
