@@ -9,7 +9,7 @@ from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
 from torch import Tensor
 
-from style_aligned.adapter.checks import check_changes, check_full_attention_share, check_number, check_rows
+from style_aligned.adapter.checks import check_rows
 from style_aligned.adapter.layers import GetReferences, ScaleReferences
 from style_aligned.adapter.reference_bank import RecordReferences, ReferenceBank, ReplayReferences
 from style_aligned.adapter.shared import FullySharedScaledDotProductAttention, SharedScaledDotProductAttention
@@ -24,11 +24,9 @@ from style_aligned.adapter.sites import (
     self_attention_site,
     walk,
 )
+from style_aligned.options import OPTIONS, check_options
 
-FIXED = (
-    "adain_queries", "adain_keys", "adain_values", "share_attention", "full_attention_share", "share_group_norm",
-    "only_self_level",
-)  # the options that decide which layers are built  # fmt: skip
+FIXED = tuple(name for name, option in OPTIONS.items() if not option.changeable)  # they decide which layers are built
 
 T = TypeVar("T", bound=fl.Chain)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
@@ -104,17 +102,20 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         """
         if not isinstance(target, fl.Chain):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"expected a target that is a Chain, such as an SDXLUNet, got a {type(target).__name__}")
-        for name, option in (
-            ("adain_queries", adain_queries),
-            ("adain_keys", adain_keys),
-            ("adain_values", adain_values),
-            ("share_attention", share_attention),
-            ("full_attention_share", full_attention_share),
-            ("share_group_norm", share_group_norm),
-        ):
-            if not isinstance(option, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise TypeError(f"expected {name} to be True or False, got {option!r}")
-        check_number("only_self_level", only_self_level, minimum=0.0, maximum=1.0)
+        check_options(
+            {
+                "adain_queries": adain_queries,
+                "adain_keys": adain_keys,
+                "adain_values": adain_values,
+                "share_attention": share_attention,
+                "full_attention_share": full_attention_share,
+                "share_group_norm": share_group_norm,
+                "scale": scale,
+                "shift": shift,
+                "only_self_level": only_self_level,
+                "set_size": set_size,
+            }
+        )
 
         self.adain_queries = adain_queries
         self.adain_keys = adain_keys
@@ -123,7 +124,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self.full_attention_share = full_attention_share
         self.share_group_norm = share_group_norm
         self.only_self_level = only_self_level
-        self._check_options(scale=scale, shift=shift, set_size=set_size)
         self._scale = scale
         self._shift = shift
         self._set_size = set_size
@@ -316,15 +316,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         return x
 
     def _check_options(self, **changes: Any) -> None:
-        """Check `scale`, `shift` and `set_size`, and what they go with."""
-        check_changes(changes)
-        if self.full_attention_share:
-            check_full_attention_share(
-                share_attention=not self.share_attention,
-                adain_values=self.adain_values,
-                scale=changes.get("scale", 1) != 1,
-                shift=changes.get("shift", 0) != 0,
-            )
+        """Check a change of options beside the others."""
+        check_options({**{name: getattr(self, name) for name in OPTIONS}, **changes})
 
     def _find_unets(self) -> list[fl.Chain]:
         return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]

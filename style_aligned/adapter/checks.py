@@ -1,8 +1,4 @@
-"""What an adapter asks of its options and of its input."""
-
-import math
-from collections.abc import Mapping
-from typing import Any
+"""What an adapter asks of its input."""
 
 import torch
 from jaxtyping import Float
@@ -35,71 +31,4 @@ def check_rows(x: Float[Tensor, "rows channels height width"], set_size: int | N
         raise ValueError(
             f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
             f" of {set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
-        )
-
-
-def is_finite(value: int | float) -> bool:
-    """Tell whether a number is one that a float can hold, which Python's integers may not be."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def check_number(name: str, value: Any, minimum: float = -math.inf, maximum: float = math.inf) -> None:
-    """Check an option that is a number.
-
-    Args:
-        name: Its name.
-        value: Its value.
-        minimum: The least that it may be.
-        maximum: The most that it may be.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is not finite or out of its range.
-    """
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"expected {name} to be a number, got {value!r}")
-    if not is_finite(value) or not minimum <= value <= maximum:
-        bounds = f" between {minimum:g} and {maximum:g}" if math.isfinite(maximum) else f" of at least {minimum:g}"
-        bounds = bounds if math.isfinite(minimum) else ""
-        raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")
-
-
-def check_changes(changes: Mapping[str, Any]) -> None:
-    """Check those options of an adapter that can be changed while it is injected.
-
-    Args:
-        changes: Some of `scale`, `shift` and `set_size`.
-
-    Raises:
-        TypeError: If one is not of its type.
-        ValueError: If one is out of its range.
-    """
-    if "scale" in changes:
-        check_number("scale", changes["scale"], minimum=0.0)
-    if "shift" in changes:
-        check_number("shift", changes["shift"])
-    set_size = changes.get("set_size")
-    if set_size is not None:
-        if not isinstance(set_size, int) or isinstance(set_size, bool):
-            raise TypeError(f"expected set_size to be an integer or None, got {set_size!r}")
-        if set_size < 1:
-            raise ValueError(f"expected set_size to be at least 1, got {set_size}")
-
-
-def check_full_attention_share(**others: bool) -> None:
-    """Check that full sharing is the only way of sharing.
-
-    Args:
-        others: Whether each of the others, by its name, is used.
-
-    Raises:
-        ValueError: If one is.
-    """
-    if names := [name for name, is_used in others.items() if is_used]:
-        raise ValueError(
-            f"expected full_attention_share without any other way of sharing, got it with {', '.join(names)}"
-            " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
         )

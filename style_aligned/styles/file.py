@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from style_aligned.adapter.checks import is_finite
 from style_aligned.files import UNREADABLE, without_warnings, write_bytes
+from style_aligned.options import STYLE_OPTIONS, check_options, is_finite
 
 FORMAT = 1
 MAX_HEADER = 1 << 20  # bytes
@@ -26,8 +26,6 @@ MAX_SIDE = 1 << 16  # pixels
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1e4
 PREVIEW = 128  # pixels
-SWITCHES = ("adain_queries", "adain_keys", "adain_values", "share_attention", "share_group_norm")
-OPTIONS = (*SWITCHES, "scale", "shift", "only_self_level")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -125,17 +123,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
     if not isinstance(options, dict):
         raise ValueError(f"expected options by name, got {options!r}")
-    for name, value in cast(dict[Any, Any], options).items():
-        if name == "full_attention_share":
-            raise ValueError(
-                "expected options without full_attention_share: the reference attends to its targets then, and cannot"
-                " be kept without them"
-            )
-        if name not in OPTIONS:
-            raise ValueError(f"expected options among {', '.join(OPTIONS)}, got {name}")
-        if not (isinstance(value, bool) if name in SWITCHES else _is_number(value)):
-            kind = "True or False" if name in SWITCHES else "a finite number"
-            raise ValueError(f"expected {name} to be {kind}, got {value!r}")
+    try:
+        check_options(cast(dict[str, Any], options), STYLE_OPTIONS)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:

@@ -149,7 +149,7 @@ def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> 
             {"options": {"full_attention_share": True}},
             "expected options without full_attention_share: the reference attends to its targets",
         ),
-        ({"options": {"scale": float("inf")}}, "expected scale to be a finite number, got inf"),
+        ({"options": {"scale": float("inf")}}, "expected scale to be a finite number of at least 0, got inf"),
         ({"options": {"share_group_norm": 1}}, "expected share_group_norm to be True or False, got 1"),
         ({"model": {}}, r"to say class, .* of its model, got \{\}"),
         ({"solver": ["DDIM"]}, r"to name its solver, got \['DDIM'\]"),
