@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from scripts.report import to_markdown, to_plot
 from style_aligned.defaults import EMBEDDED_GUIDANCE
-from style_aligned.evaluation.classifier import load_judge, read_judge_file
+from style_aligned.evaluation.classifier import load_classifier, read_classifier_file
 from style_aligned.evaluation.sets import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
 from style_aligned.models.mini import load_mini
 
@@ -104,7 +104,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sheets", type=Path, help="folder for sheets of all images (default: none)")
     parser.add_argument("--json", type=Path, help="file for the plain numbers (default: none)")
     parser.add_argument("--weights", type=Path, help="folder of the model's weights (default: the package's)")
-    parser.add_argument("--judge", type=Path, help="the judge's weights (default: the package's)")
+    parser.add_argument("--classifier", type=Path, help="the classifier's weights (default: the package's)")
     parser.add_argument("--sets", type=int, default=50)
     parser.add_argument("--set-size", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -123,8 +123,8 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     model = load_mini(device=options.device, **({} if options.weights is None else {"folder": options.weights}))
-    path = {} if options.judge is None else {"path": options.judge}
-    judge = load_judge(device=options.device, **path)
+    path = {} if options.classifier is None else {"path": options.classifier}
+    classifier = load_classifier(device=options.device, **path)
     sheets = None if options.sheets is None else Sheets(options.sheets)
     gallery = Gallery()
 
@@ -146,18 +146,18 @@ def main() -> None:
             guidance=options.guidance,
             variants=VARIANTS if options.variant is None else [v for v in ALL_VARIANTS if v.name in options.variant],
             settings=[s for s in SETTINGS if options.setting is None or s.name in options.setting],
-            judge=judge,
+            classifier=classifier,
             autocast=options.bfloat16,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             on_set=keep,
         )
     options.output.mkdir(parents=True, exist_ok=True)
     command = shlex.join(("python", "-m", "scripts.evaluate", *sys.argv[1:]))
-    parameters = sum(parameter.numel() for parameter in judge.parameters())
+    parameters = sum(parameter.numel() for parameter in classifier.parameters())
     picture = gallery.draw()
     page = to_markdown(
         results,
-        judge=read_judge_file(**path)[1],
+        classifier=read_classifier_file(**path)[1],
         parameters=parameters,
         command=command,
         sets_shown=0 if picture is None else len(gallery.columns[0]),

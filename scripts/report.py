@@ -6,8 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from style_aligned.evaluation.palette import Interval
 from style_aligned.evaluation.sets import SETTINGS, Results, Row, Setting
+from style_aligned.evaluation.statistics import Interval
 
 Length = int | float
 
@@ -19,12 +19,12 @@ INTRODUCTION = """\
 
 Do the images of a set share a style, and does each show what its prompt says? These two questions the paper
 ([arXiv 2312.02133](https://arxiv.org/abs/2312.02133)) asks of SDXL, with DINO and CLIP; here they are asked of the
-model that this package carries, with a judge of its own. Every line is from the same {sets} sets of {set_size} images
-(a reference and {targets} targets): the same concepts, the styles in turn, the same noise; {steps} steps, guidance
-{guidance:g}, seed {seed}. No set was left out.
+model that this package carries, with a classifier of its own. Every line is from the same {sets} sets of
+{set_size} images (a reference and {targets} targets): the same concepts, the styles in turn, the same noise; {steps}
+steps, guidance {guidance:g}, seed {seed}. No set was left out.
 
-- **style**: the fraction of targets that the judge finds in the style that the reference's prompt names;
-- **concept**: the fraction of targets whose concept is the judge's first guess out of {concepts};
+- **style**: the fraction of targets that the classifier finds in the style that the reference's prompt names;
+- **concept**: the fraction of targets whose concept is the classifier's first guess out of {concepts};
 - **palette distance**: how far apart the colours of a set's images are, as the mean over its pairs, in units of CIELAB
   (`style_aligned.evaluation.palette.palette_distance`: plain colour statistics, no network); **ratio**: against
   unaligned.
@@ -36,12 +36,12 @@ In brackets are 95% intervals, by drawing the sets anew 10,000 times. They speak
 other models.
 """
 
-JUDGE = """\
-## The judge
+CLASSIFIER = """\
+## The classifier
 
 A network of {parameters:.2f} million parameters over 64x64 pixels, trained on drawings and never on a generated image
-(`python -m scripts.train_judge --data DATA`). Generated images are softer than drawings: so 40% of the drawings are
-also shown as the embedded model's autoencoder gives them back. On drawings that it was not trained on:
+(`python -m scripts.train_classifier --data DATA`). Generated images are softer than drawings: so 40% of the drawings
+are also shown as the embedded model's autoencoder gives them back. On drawings that it was not trained on:
 
 | drawings | number | style | concept, first guess out of {concepts} |
 |---|---|---|---|
@@ -64,17 +64,20 @@ DRAWINGS = {
 }
 
 
-def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, command: str, sets_shown: int = 0) -> str:
+def to_markdown(
+    results: Results, *, classifier: dict[str, Any], parameters: int, command: str, sets_shown: int = 0
+) -> str:
     """Write the results as a page in Markdown.
 
     Args:
         results: The results.
-        judge: What [`read_judge_file`][style_aligned.evaluation.classifier.read_judge_file] read of the judge's file.
+        classifier: What [`read_classifier_file`][style_aligned.evaluation.classifier.read_classifier_file] read of the
+            classifier's file.
         parameters: The number of its parameters.
         command: The command that made the page.
         sets_shown: The number of sets on the picture of sets beside the page. Zero means that there is no picture.
     """
-    concepts = len(judge["concepts"])
+    concepts = len(classifier["concepts"])
     settings = {key: getattr(results, key) for key in ("sets", "set_size", "seed", "steps", "guidance")}
     parts = [INTRODUCTION.format(**settings, targets=results.set_size - 1, concepts=concepts)]
     parts.append(f"Made by `{command}`.\n")
@@ -93,9 +96,9 @@ def to_markdown(results: Results, *, judge: dict[str, Any], parameters: int, com
     lines = [
         f"| {text} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |"
         for name, text in DRAWINGS.items()
-        if (score := judge["accuracy"].get(name)) is not None
+        if (score := classifier["accuracy"].get(name)) is not None
     ]
-    parts.append(JUDGE.format(parameters=parameters / 1e6, concepts=concepts) + "\n".join(lines) + "\n")
+    parts.append(CLASSIFIER.format(parameters=parameters / 1e6, concepts=concepts) + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 

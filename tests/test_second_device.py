@@ -10,7 +10,7 @@ from refiners.foundationals.latent_diffusion.solvers import DPMSolver, LCMSolver
 from torch import Tensor
 
 from style_aligned import Style, generate
-from style_aligned.evaluation.classifier import load_judge
+from style_aligned.evaluation.classifier import load_classifier
 from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate
 from style_aligned.models.mini import Mini, load_mini
 from style_aligned.sampling.generation import generate_unaligned
@@ -79,8 +79,8 @@ def test_evaluation(device: str) -> None:
     arguments: dict[str, Any] = {
         "sets": 1, "set_size": 2, "steps": 1, "autocast": True, "settings": SETTINGS[:1], "variants": VARIANTS[:3]
     }  # fmt: skip
-    expected = evaluate(load_mini(), judge=load_judge(), **arguments)
-    results = evaluate(load_mini(device), judge=load_judge(device=device), **arguments)
+    expected = evaluate(load_mini(), classifier=load_classifier(), **arguments)
+    results = evaluate(load_mini(device), classifier=load_classifier(device=device), **arguments)
     assert len(results.rows) == len(expected.rows) > 1
     for row, other in zip(results.rows, expected.rows, strict=True):
         assert (row.style.value, row.concept.value) == (other.style.value, other.concept.value)

@@ -325,7 +325,7 @@ def evaluate(
     device: Device = "cpu",
     output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures to a file too.")] = None,
 ) -> None:
-    """Ask a judge, trained on real drawings, for the style and the concept of aligned and unaligned images."""
+    """Ask a classifier, trained on real drawings, for the style and the concept of aligned and unaligned images."""
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_device(device)

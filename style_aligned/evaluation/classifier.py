@@ -1,6 +1,6 @@
-"""A judge of drawings: a small network that tells in which style and of what a picture is.
+"""A classifier of drawings: a small network that tells in which style and of what a picture is.
 
-It was trained by `scripts/train_judge.py` on the drawings that the embedded model was trained on, and never saw a
+It was trained by `scripts/train_classifier.py` on the drawings that the embedded model was trained on, and never saw a
 generated image.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from style_aligned.models.mini.model import check_digest
 
-WEIGHTS = Path(__file__).parents[1] / "models" / "mini" / "weights" / "judge.safetensors"
+WEIGHTS = Path(__file__).parents[1] / "models" / "mini" / "weights" / "classifier.safetensors"
 
 
 class Shrink(fl.Module):
@@ -81,12 +81,12 @@ class ResidualBlock(fl.Chain):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What the judge says of some images.
+class Classification:
+    """What the classifier says of some images.
 
     Attributes:
-        styles: For each image the probability of each of the judge's styles, of shape (images, styles).
-        concepts: For each image the probability of each of the judge's concepts, of shape (images, concepts).
+        styles: For each image the probability of each of the classifier's styles, of shape (images, styles).
+        concepts: For each image the probability of each of the classifier's concepts, of shape (images, concepts).
         style_names: For each image the name of the likeliest style.
         concept_names: For each image the name of the likeliest concept.
     """
@@ -97,7 +97,7 @@ class Judgement:
     concept_names: list[str]
 
 
-class Judge(fl.Chain):
+class Classifier(fl.Chain):
     """A small residual network over 64x64 pixels, with a head for the style and one for the concept.
 
     Receives:
@@ -117,7 +117,7 @@ class Judge(fl.Chain):
         device: Device | str | None = None,
         dtype: DType | None = None,
     ) -> None:
-        """Initialize the Judge.
+        """Initialize the Classifier.
 
         Args:
             styles: The names of the styles that it tells apart.
@@ -154,7 +154,7 @@ class Judge(fl.Chain):
         )
 
     @no_grad()
-    def judge(self, images: Sequence[Image.Image], batch_size: int = 64) -> Judgement:
+    def classify(self, images: Sequence[Image.Image], batch_size: int = 64) -> Classification:
         """Tell the style and the concept of images.
 
         Args:
@@ -175,7 +175,7 @@ class Judge(fl.Chain):
             styles.append(style_logits.float().softmax(dim=-1).cpu())
             concepts.append(concept_logits.float().softmax(dim=-1).cpu())
         style_probabilities, concept_probabilities = torch.cat(styles), torch.cat(concepts)
-        return Judgement(
+        return Classification(
             styles=style_probabilities,
             concepts=concept_probabilities,
             style_names=[self.styles[int(index)] for index in style_probabilities.argmax(dim=-1)],
@@ -207,7 +207,7 @@ EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "size": ("a positive integer", _is_positive),
     "accuracy": ("a mapping", _is_mapping),
 }
-"""What a judge's file says of it, as JSON."""
+"""What a classifier's file says of it, as JSON."""
 
 
 def _read_value(metadata: Mapping[str, str], key: str, path: Path) -> Any:
@@ -215,14 +215,14 @@ def _read_value(metadata: Mapping[str, str], key: str, path: Path) -> Any:
     try:
         value: Any = json.loads(metadata[key])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected {key} of the judge at {path} as JSON, got {metadata[key][:80]!r}") from error
+        raise ValueError(f"expected {key} of the classifier at {path} as JSON, got {metadata[key][:80]!r}") from error
     if not is_expected(value):
-        raise ValueError(f"expected {key} of the judge at {path} to be {expected}, got {metadata[key][:80]!r}")
+        raise ValueError(f"expected {key} of the classifier at {path} to be {expected}, got {metadata[key][:80]!r}")
     return value
 
 
-def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a judge's weights, and what is said of them.
+def read_classifier_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a classifier's weights, and what is said of them.
 
     Args:
         path: The safetensors file.
@@ -232,7 +232,7 @@ def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict
         that it was not trained on).
 
     Raises:
-        ValueError: If the file is missing, damaged, or no judge's.
+        ValueError: If the file is missing, damaged, or no classifier's.
     """
     path = Path(path)
     try:
@@ -241,12 +241,15 @@ def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict
             weights: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
             metadata: dict[str, str] = handle.metadata() or {}
     except FileNotFoundError as error:
-        raise ValueError(f"expected the judge's weights at {path}, got no such file") from error
+        raise ValueError(f"expected the classifier's weights at {path}, got no such file") from error
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"expected the judge's weights at {path}, got no whole safetensors file: {error}") from error
+        raise ValueError(
+            f"expected the classifier's weights at {path}, got no whole safetensors file: {error}"
+        ) from error
     if missing := EXPECTED.keys() - metadata.keys():
         raise ValueError(
-            f"expected the judge's weights at {path}, got a file that does not say its {', '.join(sorted(missing))}"
+            f"expected the classifier's weights at {path}, got a file that does not say its"
+            f" {', '.join(sorted(missing))}"
         )
     if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
         raise ValueError(f"expected finite weights in {path}, got others in {', '.join(broken)}")
@@ -254,22 +257,24 @@ def read_judge_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict
     return weights, {key: _read_value(metadata, key, path) for key in EXPECTED}
 
 
-def load_judge(path: Path | str = WEIGHTS, device: Device | str = "cpu", dtype: DType = torch.float32) -> Judge:
-    """Load the judge.
+def load_classifier(
+    path: Path | str = WEIGHTS, device: Device | str = "cpu", dtype: DType = torch.float32
+) -> Classifier:
+    """Load the classifier.
 
     Args:
-        path: Its safetensors file. By default the judge of the embedded model's styles and concepts.
+        path: Its safetensors file. By default the classifier of the embedded model's styles and concepts.
         device: The PyTorch device to use.
         dtype: The PyTorch data type to use.
 
     Returns:
-        The judge.
+        The classifier.
 
     Raises:
-        ValueError: If the file is missing, damaged, or no judge's.
+        ValueError: If the file is missing, damaged, or no classifier's.
     """
-    weights, metadata = read_judge_file(path)
-    judge = Judge(
+    weights, metadata = read_classifier_file(path)
+    classifier = Classifier(
         styles=metadata["styles"],
         concepts=metadata["concepts"],
         channels=tuple(metadata["channels"]),
@@ -277,7 +282,7 @@ def load_judge(path: Path | str = WEIGHTS, device: Device | str = "cpu", dtype: 
         device="meta",
     )
     try:
-        judge.load_state_dict(weights, assign=True)
+        classifier.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"expected the judge's weights at {path}, got another network's: {error}") from error
-    return judge.to(device=device, dtype=dtype)
+        raise ValueError(f"expected the classifier's weights at {path}, got another network's: {error}") from error
+    return classifier.to(device=device, dtype=dtype)

@@ -1,8 +1,7 @@
-"""How alike the images of a set are in colour, and how sure an average over sets is."""
+"""How alike the images of a set are in colour."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
@@ -87,70 +86,6 @@ def set_palette_distance(images: Sequence[Image.Image]) -> float:
     return float(np.mean([_distance(a, b) for a, b in combinations(palettes, 2)]))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its confidence interval.
-
-    Attributes:
-        value: The estimate.
-        low: The lower end of the interval.
-        high: The upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def bootstrap_mean(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> Interval:
-    """Estimate a mean over sets, with a percentile bootstrap interval: sets are drawn anew, with replacement.
-
-    Args:
-        values: A number for each set.
-        confidence: How often the interval is to hold the truth.
-        resamples: How many times to draw anew.
-        seed: The seed of the draws.
-
-    Raises:
-        ValueError: If there are no values, one is not finite, or the confidence is not between 0 and 1.
-    """
-    array = _check_values(values)
-    means = array[_draw(len(array), resamples, seed)].mean(axis=-1)
-    return _interval(float(array.mean()), means, confidence)
-
-
-def bootstrap_ratio(
-    values: Sequence[float],
-    baseline: Sequence[float],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Estimate the ratio of two means over the same sets: both are drawn anew together, as they belong together.
-
-    Args:
-        values: A number for each set.
-        baseline: What to compare with, for the same sets in the same order.
-        confidence: How often the interval is to hold the truth.
-        resamples: How many times to draw anew.
-        seed: The seed of the draws.
-
-    Raises:
-        ValueError: As for `bootstrap_mean`, if the numbers of values differ, or if the baseline is not positive.
-    """
-    array, base = _check_values(values), _check_values(baseline)
-    if len(array) != len(base):
-        raise ValueError(f"expected as many values as in the baseline, got {len(array)} and {len(base)}")
-    if not (base > 0).all():
-        raise ValueError(f"expected a positive baseline, got {base.min():g}")
-    draws = _draw(len(array), resamples, seed)
-    ratios = array[draws].mean(axis=-1) / base[draws].mean(axis=-1)
-    return _interval(float(array.mean() / base.mean()), ratios, confidence)
-
-
 def _distance(a: Floats, b: Floats) -> float:
     return 2 * float(np.abs(a - b).mean(dtype=np.float64))
 
@@ -182,25 +117,3 @@ def _directions() -> Floats:
     angle = np.arange(DIRECTIONS) * math.pi * (3 - math.sqrt(5))
     radius = np.sqrt(1 - height**2)
     return np.stack((radius * np.cos(angle), radius * np.sin(angle), height), axis=-1).astype(np.float32)
-
-
-def _check_values(values: Sequence[float]) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) == 0:
-        raise ValueError(f"expected one value for each set, got values of shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError("expected finite values, got others among them")
-    return array
-
-
-def _draw(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    if resamples < 1:
-        raise ValueError(f"expected resamples to be at least 1, got {resamples}")
-    return np.random.default_rng(seed).integers(count, size=(resamples, count))
-
-
-def _interval(value: float, estimates: NDArray[np.float64], confidence: float) -> Interval:
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence between 0 and 1, got {confidence}")
-    low, high = np.quantile(estimates, ((1 - confidence) / 2, (1 + confidence) / 2))
-    return Interval(value=value, low=float(low), high=float(high))

@@ -1,7 +1,7 @@
 """The paper's two questions, on the embedded model: do images of a set share a style, and does each show its prompt?
 
 Sets are generated from the same noise with every variant of the method, and looked at by the
-[`Judge`][style_aligned.evaluation.classifier.Judge] and by
+[`Classifier`][style_aligned.evaluation.classifier.Classifier] and by
 [`set_palette_distance`][style_aligned.evaluation.palette.set_palette_distance].
 """
 
@@ -20,8 +20,9 @@ from torch import Generator
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.defaults import EMBEDDED_GUIDANCE
-from style_aligned.evaluation.classifier import Judge, load_judge
-from style_aligned.evaluation.palette import Interval, bootstrap_mean, bootstrap_ratio, set_palette_distance
+from style_aligned.evaluation.classifier import Classifier, load_classifier
+from style_aligned.evaluation.palette import set_palette_distance
+from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from style_aligned.models.denoising import Model, check_latents, embed, make_solver, predict_noise, sample_noise, stack
 from style_aligned.models.family import default_size
 
@@ -105,8 +106,8 @@ class Row:
     Attributes:
         setting: The name of the setting.
         variant: The name of the variant.
-        style: The fraction of targets that the judge finds in the style that the reference's prompt names.
-        concept: The fraction of targets whose concept is the judge's first guess.
+        style: The fraction of targets that the classifier finds in the style that the reference's prompt names.
+        concept: The fraction of targets whose concept is the classifier's first guess.
         palette_distance: The mean over sets of the mean palette distance between a set's images, the reference
             included, in CIELAB units.
         palette_ratio: The same as a fraction of the unaligned sets'. None if those were not generated.
@@ -264,13 +265,13 @@ def evaluate(
     guidance: float = EMBEDDED_GUIDANCE,
     variants: Sequence[Variant] = VARIANTS,
     settings: Sequence[Setting] = SETTINGS,
-    judge: Judge | None = None,
+    classifier: Classifier | None = None,
     batch_size: int = 20,
     autocast: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     on_set: Callable[[Setting, Variant, SetOfPrompts, list[Image.Image]], None] | None = None,
 ) -> Results:
-    """Evaluate style alignment on a model that draws what the judge knows, such as the embedded one.
+    """Evaluate style alignment on a model that draws what the classifier knows, such as the embedded one.
 
     See [[arXiv:2312.02133] Style Aligned Image Generation via Shared Attention](https://arxiv.org/abs/2312.02133),
     whose evaluation asks the same of DINO and CLIP.
@@ -284,7 +285,7 @@ def evaluate(
         guidance: The strength of the classifier-free guidance.
         variants: The ways to generate.
         settings: The kinds of prompts.
-        judge: Who looks at the images. None means the judge of the embedded model's styles and concepts.
+        classifier: Who looks at the images. None means the classifier of the embedded model's styles and concepts.
         batch_size: The number of images to generate at once, as far as whole sets can make it up.
         autocast: Whether to compute in bfloat16 where PyTorch's autocast does, which takes little more than half of the
             time on processors that have it.
@@ -305,8 +306,8 @@ def evaluate(
         raise ValueError(f"expected batch_size to be at least 1, got {batch_size}")
     if not variants or not settings:
         raise ValueError("expected at least one variant and one setting, got none")
-    judge = load_judge(device=model.device) if judge is None else judge
-    prompts = draw_prompts(judge.concepts, judge.styles, sets=sets, set_size=set_size, seed=seed)
+    classifier = load_classifier(device=model.device) if classifier is None else classifier
+    prompts = draw_prompts(classifier.concepts, classifier.styles, sets=sets, set_size=set_size, seed=seed)
     sets_at_once = max(1, batch_size // set_size)
     batches = [prompts[start : start + sets_at_once] for start in range(0, sets, sets_at_once)]
 
@@ -339,7 +340,7 @@ def evaluate(
                 )
                 seconds += time.perf_counter() - start
                 for one, its_images in zip(batch, images, strict=True):
-                    scores.append(_score(judge, one, its_images))
+                    scores.append(_score(classifier, one, its_images))
                     if on_set is not None:
                         on_set(setting, variant, one, its_images)
             styles, concepts, distances = (list(column) for column in zip(*scores, strict=True))
@@ -359,12 +360,12 @@ def evaluate(
     return Results(rows=tuple(rows), sets=sets, set_size=set_size, seed=seed, steps=steps, guidance=guidance)
 
 
-def _score(judge: Judge, prompts: SetOfPrompts, images: list[Image.Image]) -> tuple[float, float, float]:
+def _score(classifier: Classifier, prompts: SetOfPrompts, images: list[Image.Image]) -> tuple[float, float, float]:
     """Give the fractions of targets with the right style and concept, and the palette distance, of one set."""
-    judgement = judge.judge(images[1:])
-    concepts = zip(judgement.concept_names, prompts.concepts[1:], strict=True)
+    classification = classifier.classify(images[1:])
+    concepts = zip(classification.concept_names, prompts.concepts[1:], strict=True)
     return (
-        float(np.mean([name == prompts.style for name in judgement.style_names])),
+        float(np.mean([name == prompts.style for name in classification.style_names])),
         float(np.mean([name == concept for name, concept in concepts])),
         set_palette_distance(images),
     )

@@ -12,7 +12,7 @@ from torch.nn.functional import avg_pool2d
 
 from scripts.evaluate import FURTHER_VARIANTS
 from scripts.report import to_markdown, to_plot
-from style_aligned.evaluation.classifier import Judge, load_judge, read_judge_file
+from style_aligned.evaluation.classifier import Classifier, load_classifier, read_classifier_file
 from style_aligned.evaluation.sets import (
     SETTINGS,
     UNALIGNED,
@@ -44,21 +44,21 @@ def model() -> Mini:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def classifier() -> Classifier:
     torch.manual_seed(0)
-    return Judge(styles=STYLES, concepts=CONCEPTS, channels=(8, 8, 8))
+    return Classifier(styles=STYLES, concepts=CONCEPTS, channels=(8, 8, 8))
 
 
-def write(judge: Judge, path: Path, **changes: str | None) -> Path:
+def write(classifier: Classifier, path: Path, **changes: str | None) -> Path:
     metadata = {
-        "styles": json.dumps(judge.styles),
-        "concepts": json.dumps(judge.concepts),
+        "styles": json.dumps(classifier.styles),
+        "concepts": json.dumps(classifier.concepts),
         "channels": "[8, 8, 8]",
         "size": "64",
         "accuracy": '{"held_out": {"drawings": 1000, "style": 0.99, "concept": 0.9}}',
     }
     kept = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
-    tensors = {key: tensor.half() for key, tensor in judge.state_dict().items()}
+    tensors = {key: tensor.half() for key, tensor in classifier.state_dict().items()}
     save_to_safetensors(path, tensors, metadata={**kept, DIGEST: digest(tensors)})
     return path
 
@@ -67,62 +67,64 @@ def picture(seed: int, side: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size=(side, side, 3), dtype=np.uint8))
 
 
-def test_judge_gives_probabilities_and_their_names(judge: Judge) -> None:
-    judgement = judge.judge([picture(seed, 64) for seed in range(5)], batch_size=2)
-    assert judgement.styles.shape == (5, 2)
-    assert judgement.concepts.shape == (5, 4)
-    torch.testing.assert_close(judgement.styles.sum(dim=-1), torch.ones(5))
-    torch.testing.assert_close(judgement.concepts.sum(dim=-1), torch.ones(5))
+def test_classifier_gives_probabilities_and_their_names(classifier: Classifier) -> None:
+    classification = classifier.classify([picture(seed, 64) for seed in range(5)], batch_size=2)
+    assert classification.styles.shape == (5, 2)
+    assert classification.concepts.shape == (5, 4)
+    torch.testing.assert_close(classification.styles.sum(dim=-1), torch.ones(5))
+    torch.testing.assert_close(classification.concepts.sum(dim=-1), torch.ones(5))
     for names, probabilities, known in (
-        (judgement.style_names, judgement.styles, STYLES),
-        (judgement.concept_names, judgement.concepts, CONCEPTS),
+        (classification.style_names, classification.styles, STYLES),
+        (classification.concept_names, classification.concepts, CONCEPTS),
     ):
         assert [known.index(name) for name in names] == probabilities.argmax(dim=-1).tolist()
 
 
-def test_judge_takes_any_size_and_mode(judge: Judge) -> None:
+def test_classifier_takes_any_size_and_mode(classifier: Classifier) -> None:
     large = picture(0, 256)
     pixels = torch.tensor(np.asarray(large)).permute(2, 0, 1).float() / 255
-    expected = judge(avg_pool2d(pixels, kernel_size=4)[None])[1].softmax(dim=-1)
-    torch.testing.assert_close(judge.judge([large, picture(1, 100)]).concepts[:1], expected)
+    expected = classifier(avg_pool2d(pixels, kernel_size=4)[None])[1].softmax(dim=-1)
+    torch.testing.assert_close(classifier.classify([large, picture(1, 100)]).concepts[:1], expected)
     opaque = large.convert("RGBA")
-    torch.testing.assert_close(judge.judge([opaque, large.convert("L")]).concepts[:1], expected)
+    torch.testing.assert_close(classifier.classify([opaque, large.convert("L")]).concepts[:1], expected)
 
 
-def test_judge_of_nothing(judge: Judge) -> None:
-    judgement = judge.judge([])
-    assert judgement.styles.shape == (0, 2)
-    assert judgement.concept_names == []
+def test_classifier_of_nothing(classifier: Classifier) -> None:
+    classification = classifier.classify([])
+    assert classification.styles.shape == (0, 2)
+    assert classification.concept_names == []
 
 
-def test_judge_comes_back_from_its_file(judge: Judge, tmp_path: Path) -> None:
-    path = write(judge, tmp_path / "judge.safetensors")
-    loaded = load_judge(path)
-    assert (loaded.styles, loaded.concepts) == (judge.styles, judge.concepts)
+def test_classifier_comes_back_from_its_file(classifier: Classifier, tmp_path: Path) -> None:
+    path = write(classifier, tmp_path / "classifier.safetensors")
+    loaded = load_classifier(path)
+    assert (loaded.styles, loaded.concepts) == (classifier.styles, classifier.concepts)
     images = [picture(seed, 64) for seed in range(3)]
-    torch.testing.assert_close(loaded.judge(images).concepts, judge.judge(images).concepts, atol=1e-3, rtol=0)
-    assert read_judge_file(path)[1]["accuracy"]["held_out"]["style"] == 0.99
+    torch.testing.assert_close(
+        loaded.classify(images).concepts, classifier.classify(images).concepts, atol=1e-3, rtol=0
+    )
+    assert read_classifier_file(path)[1]["accuracy"]["held_out"]["style"] == 0.99
 
 
-def left_out(judge: Judge, path: Path) -> None:
+def left_out(classifier: Classifier, path: Path) -> None:
     pass
 
 
-def cut_off(judge: Judge, path: Path) -> None:
-    write(judge, path)
+def cut_off(classifier: Classifier, path: Path) -> None:
+    write(classifier, path)
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def without_names(judge: Judge, path: Path) -> None:
-    write(judge, path, styles=None, accuracy=None)
+def without_names(classifier: Classifier, path: Path) -> None:
+    write(classifier, path, styles=None, accuracy=None)
 
 
-def of_other_names(judge: Judge, path: Path) -> None:
-    write(judge, path, styles='["neon sign"]')
+def of_other_names(classifier: Classifier, path: Path) -> None:
+    write(classifier, path, styles='["neon sign"]')
 
 
-def with_infinities(judge: Judge, path: Path) -> None:
-    broken = Judge(styles=judge.styles, concepts=judge.concepts, channels=(8, 8, 8))
+def with_infinities(classifier: Classifier, path: Path) -> None:
+    broken = Classifier(styles=classifier.styles, concepts=classifier.concepts, channels=(8, 8, 8))
     torch.nn.init.constant_(next(broken.parameters()), float("inf"))
     write(broken, path)
 
@@ -137,13 +139,13 @@ def with_infinities(judge: Judge, path: Path) -> None:
         (with_infinities, "expected finite weights in .* got others in Conv2d_1.weight"),
     ],
 )
-def test_damaged_judges_are_refused(
-    damage: Callable[[Judge, Path], None], message: str, judge: Judge, tmp_path: Path
+def test_damaged_classifiers_are_refused(
+    damage: Callable[[Classifier, Path], None], message: str, classifier: Classifier, tmp_path: Path
 ) -> None:
-    path = tmp_path / "judge.safetensors"
-    damage(judge, path)
+    path = tmp_path / "classifier.safetensors"
+    damage(classifier, path)
     with pytest.raises(ValueError, match=message):
-        load_judge(path)
+        load_classifier(path)
 
 
 def test_prompts_name_the_style_where_they_are_to() -> None:
@@ -206,7 +208,7 @@ def test_low_precision_gives_nearly_the_same(model: Mini) -> None:
     assert 0 < difference.mean() < 2
 
 
-def test_evaluation_compares_variants_on_the_same_sets(model: Mini, judge: Judge) -> None:
+def test_evaluation_compares_variants_on_the_same_sets(model: Mini, classifier: Classifier) -> None:
     progress: list[tuple[int, int]] = []
     seen: list[tuple[str, str, SetOfPrompts, int]] = []
     results = evaluate(
@@ -215,7 +217,7 @@ def test_evaluation_compares_variants_on_the_same_sets(model: Mini, judge: Judge
         set_size=2,
         steps=1,
         variants=[ALIGNED, UNALIGNED],
-        judge=judge,
+        classifier=classifier,
         batch_size=4,
         on_progress=lambda done, total: progress.append((done, total)),
         on_set=lambda setting, variant, one, images: seen.append((setting.name, variant.name, one, len(images))),
@@ -235,19 +237,21 @@ def test_evaluation_compares_variants_on_the_same_sets(model: Mini, judge: Judge
     json.dumps(results.to_dict())
 
 
-def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatch, judge: Judge) -> None:
-    """A judge who sees the reference's style everywhere, and the right concept in one target of two."""
+def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatch, classifier: Classifier) -> None:
+    """A classifier that sees the reference's style everywhere, and the right concept in one target of two."""
     sets = draw_prompts(CONCEPTS, STYLES, sets=2, set_size=3, seed=0)
     told = iter(sets)
     counts: list[int] = []
 
-    def findings(self: Judge, images: list[Image.Image]) -> object:
+    def findings(self: Classifier, images: list[Image.Image]) -> object:
         counts.append(len(images))
         one = next(told)
         return type("Findings", (), {"style_names": [one.style] * 2, "concept_names": [one.concepts[1]] * 2})()
 
-    monkeypatch.setattr(Judge, "judge", findings)
-    results = evaluate(model, sets=2, set_size=3, steps=1, variants=[ALIGNED], settings=[REFERENCE_ONLY], judge=judge)
+    monkeypatch.setattr(Classifier, "classify", findings)
+    results = evaluate(
+        model, sets=2, set_size=3, steps=1, variants=[ALIGNED], settings=[REFERENCE_ONLY], classifier=classifier
+    )
     assert counts == [2, 2]
     (row,) = results.rows
     assert row.style.value == 1
@@ -267,18 +271,22 @@ def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatc
         ({"variants": []}, "expected at least one variant and one setting"),
     ],
 )
-def test_bad_arguments_are_refused(model: Mini, judge: Judge, arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments_are_refused(
+    model: Mini, classifier: Classifier, arguments: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(model, judge=judge, **arguments)  # pyright: ignore[reportArgumentType]
+        evaluate(model, classifier=classifier, **arguments)  # pyright: ignore[reportArgumentType]
 
 
-def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path: Path) -> None:
-    results = evaluate(model, sets=2, set_size=2, steps=1, variants=VARIANTS[:2], settings=SETTINGS[:1], judge=judge)
-    metadata = read_judge_file(write(judge, tmp_path / "judge.safetensors"))[1]
+def test_report_has_a_line_for_each_variant(model: Mini, classifier: Classifier, tmp_path: Path) -> None:
+    results = evaluate(
+        model, sets=2, set_size=2, steps=1, variants=VARIANTS[:2], settings=SETTINGS[:1], classifier=classifier
+    )
+    metadata = read_classifier_file(write(classifier, tmp_path / "classifier.safetensors"))[1]
     command = "python -m scripts.evaluate --sets 2"
-    page = to_markdown(results, judge=metadata, parameters=500_000, command=command)
+    page = to_markdown(results, classifier=metadata, parameters=500_000, command=command)
     assert "evaluation-sets.jpg" not in page
-    page = to_markdown(results, judge=metadata, parameters=500_000, command=command, sets_shown=2)
+    page = to_markdown(results, classifier=metadata, parameters=500_000, command=command, sets_shown=2)
     assert "The first 2 of these sets" in page
     lines = page.splitlines()
     assert all(len(line) <= 120 or line.startswith("|") for line in lines)
@@ -293,10 +301,10 @@ def test_report_has_a_line_for_each_variant(model: Mini, judge: Judge, tmp_path:
     assert len(plot.getcolors(maxcolors=1 << 24) or []) > 5
 
 
-def test_the_package_has_a_judge_of_what_the_model_draws() -> None:
-    judge, accuracy = load_judge(), read_judge_file()[1]["accuracy"]["held_out"]
-    assert (len(judge.styles), len(judge.concepts)) == (8, 114)
+def test_the_package_has_a_classifier_of_what_the_model_draws() -> None:
+    classifier, accuracy = load_classifier(), read_classifier_file()[1]["accuracy"]["held_out"]
+    assert (len(classifier.styles), len(classifier.concepts)) == (8, 114)
     assert accuracy["style"] >= 0.98
     assert accuracy["concept"] >= 0.85
-    plain = judge.judge([Image.new("RGB", (256, 256), color) for color in ("white", "black")])
+    plain = classifier.classify([Image.new("RGB", (256, 256), color) for color in ("white", "black")])
     assert plain.concepts.isfinite().all()

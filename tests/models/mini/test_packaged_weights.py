@@ -1,4 +1,4 @@
-"""The weights that the package carries: the embedded model's and the judge's."""
+"""The weights that the package carries: the embedded model's and the classifier's."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from scripts.mini_training.export import main, save_signed, sign
 from scripts.report import DRAWINGS
 from style_aligned import Style, StyleAlignedAdapter, generate
-from style_aligned.evaluation.classifier import WEIGHTS as JUDGE, load_judge, read_judge_file
+from style_aligned.evaluation.classifier import WEIGHTS as CLASSIFIER, load_classifier, read_classifier_file
 from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate, name_thing
 from style_aligned.models.checkpoints import time_ids
 from style_aligned.models.denoising import sample_noise
@@ -24,9 +24,9 @@ def model() -> Mini:
     return load_mini()
 
 
-def write_judge(path: Path, **changes: str) -> Path:
-    """Write the package's judge again, with other metadata."""
-    tensors = load_file(JUDGE)
+def write_classifier(path: Path, **changes: str) -> Path:
+    """Write the package's classifier again, with other metadata."""
+    tensors = load_file(CLASSIFIER)
     metadata = {
         "styles": '["plain"]', "concepts": '["fox"]', "channels": "[32, 64, 128]", "size": "64", "accuracy": "{}",
         DIGEST: digest(tensors),
@@ -40,8 +40,8 @@ def test_concepts_and_styles() -> None:
     assert (len(concepts), len(styles)) == (114, 8)
     assert {"fox", "rocket", "scissors"} < set(concepts)
     assert {"neon sign", "pixel art"} < set(styles)
-    judge = read_judge_file()[1]
-    assert (judge["concepts"], judge["styles"]) == (concepts, styles)
+    classifier = read_classifier_file()[1]
+    assert (classifier["concepts"], classifier["styles"]) == (concepts, styles)
 
 
 def test_vocabulary_has_every_word_of_the_canonical_captions(model: Mini) -> None:
@@ -60,7 +60,7 @@ def test_vocabulary_is_that_of_the_training_captions(model: Mini) -> None:
 
 def test_size() -> None:
     sizes = {path.name: path.stat().st_size for path in WEIGHTS.iterdir()}
-    assert sizes.keys() == {*FILES, JUDGE.name}
+    assert sizes.keys() == {*FILES, CLASSIFIER.name}
     assert sum(sizes.values()) < 16_000_000
 
 
@@ -98,26 +98,26 @@ def test_draws(model: Mini) -> None:
     assert np.abs(np.diff(pixels, axis=1)).mean() < pixels.std() / 2
 
 
-def test_refuses_a_judge_of_changed_weights(tmp_path: Path) -> None:
-    path, whole = tmp_path / "judge.safetensors", JUDGE.read_bytes()
+def test_refuses_a_classifier_of_changed_weights(tmp_path: Path) -> None:
+    path, whole = tmp_path / "classifier.safetensors", CLASSIFIER.read_bytes()
     middle = len(whole) // 2
     path.write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096 :])
-    with pytest.raises(ValueError, match=r"judge\.safetensors is corrupted: expected weights with the SHA-256"):
-        load_judge(path)
-    _, metadata = read_judge_file(JUDGE)
+    with pytest.raises(ValueError, match=r"classifier\.safetensors is corrupted: expected weights with the SHA-256"):
+        load_classifier(path)
+    _, metadata = read_classifier_file(CLASSIFIER)
     assert metadata.keys() == {"styles", "concepts", "channels", "size", "accuracy"}
-    tensors = load_file(JUDGE)
+    tensors = load_file(CLASSIFIER)
     save_file(tensors, path, {"styles": "[]", "concepts": "[]", "channels": "[]", "size": "0", "accuracy": "{}"})
     with pytest.raises(ValueError, match="is corrupted, or not of this package"):
-        load_judge(path)
+        load_classifier(path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("styles", "{bad", "expected styles of the judge at .*judge.safetensors as JSON, got '{bad'"),
-        ("accuracy", "[" * 100_000, "expected accuracy of the judge at .*judge.safetensors as JSON"),
-        ("styles", "3", "expected styles of the judge at .*judge.safetensors to be a list of names, got '3'"),
+        ("styles", "{bad", "expected styles of the classifier at .*classifier.safetensors as JSON, got '{bad'"),
+        ("accuracy", "[" * 100_000, "expected accuracy of the classifier at .*classifier.safetensors as JSON"),
+        ("styles", "3", "expected styles of the classifier at .*classifier.safetensors to be a list of names, got '3'"),
         ("concepts", "[1]", "to be a list of names"),
         ("channels", "[32, 64]", "to be three positive integers"),
         ("channels", "[32, 64, true]", "to be three positive integers"),
@@ -126,9 +126,9 @@ def test_refuses_a_judge_of_changed_weights(tmp_path: Path) -> None:
         ("accuracy", "[]", "to be a mapping"),
     ],
 )
-def test_refuses_a_judge_of_damaged_metadata(key: str, value: str, message: str, tmp_path: Path) -> None:
+def test_refuses_a_classifier_of_damaged_metadata(key: str, value: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        load_judge(write_judge(tmp_path / "judge.safetensors", **{key: value}))
+        load_classifier(write_classifier(tmp_path / "classifier.safetensors", **{key: value}))
 
 
 def test_signing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,10 +190,10 @@ def test_a_set_is_that_of_one_batch_within_a_ten_thousandth(model: Mini) -> None
     assert x.std() > 0.3
 
 
-def test_the_page_is_of_the_packages_judge() -> None:
+def test_the_page_is_of_the_packages_classifier() -> None:
     page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     for name, title in DRAWINGS.items():
-        score = read_judge_file()[1]["accuracy"][name]
+        score = read_classifier_file()[1]["accuracy"][name]
         assert f"| {title} | {score['drawings']} | {score['style']:.1%} | {score['concept']:.1%} |" in page
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.train_judge import Drawings, accuracy, augment, fold, main, normalize, save, train
-from style_aligned.evaluation.classifier import Judge, load_judge, read_judge_file
+from scripts.train_classifier import Drawings, accuracy, augment, fold, main, normalize, save, train
+from style_aligned.evaluation.classifier import Classifier, load_classifier, read_classifier_file
 from tests.second_device import second_device
 
 
-def tiny_judge() -> Judge:
+def tiny_classifier() -> Classifier:
     torch.manual_seed(0)
-    return Judge(styles=("plain", "striped"), concepts=("left", "right"), channels=(8, 8, 8))
+    return Classifier(styles=("plain", "striped"), concepts=("left", "right"), channels=(8, 8, 8))
 
 
 def drawings(count: int, seed: int) -> Drawings:
@@ -31,17 +31,17 @@ def drawings(count: int, seed: int) -> Drawings:
 
 
 def test_folding_changes_nothing_but_the_layers() -> None:
-    judge, x = tiny_judge(), torch.rand(8, 3, 64, 64)
-    names = list(judge.state_dict())
-    normalize(judge)
-    judge.train()
+    classifier, x = tiny_classifier(), torch.rand(8, 3, 64, 64)
+    names = list(classifier.state_dict())
+    normalize(classifier)
+    classifier.train()
     for _ in range(5):
-        judge(x)
-    judge.eval()
-    expected = judge(x)
-    fold(judge)
-    assert list(judge.state_dict()) == names
-    for logits, others in zip(judge(x), expected, strict=True):
+        classifier(x)
+    classifier.eval()
+    expected = classifier(x)
+    fold(classifier)
+    assert list(classifier.state_dict()) == names
+    for logits, others in zip(classifier(x), expected, strict=True):
         torch.testing.assert_close(logits, others, rtol=1e-4, atol=1e-5)
 
 
@@ -55,32 +55,32 @@ def test_augmentation_gives_other_pictures_within_range() -> None:
     assert torch.equal(augmented, augment(x, torch.Generator().manual_seed(0)))
 
 
-def test_judge_learns_and_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    judge, test = tiny_judge(), drawings(64, seed=1)
-    train(judge, drawings(256, seed=0), {"test": test}, epochs=5, batch_size=16, seed=0)
+def test_classifier_learns_and_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    classifier, test = tiny_classifier(), drawings(64, seed=1)
+    train(classifier, drawings(256, seed=0), {"test": test}, epochs=5, batch_size=16, seed=0)
     assert "step 80/80" in capsys.readouterr().out
-    style, concept = accuracy(judge, test, "cpu")
+    style, concept = accuracy(classifier, test, "cpu")
     assert style > 0.9
     assert concept > 0.9
 
-    path = tmp_path / "folder" / "judge.safetensors"
-    save(judge, path, {"test": {"style": style}})
-    assert [file.name for file in path.parent.iterdir()] == ["judge.safetensors"]
-    assert read_judge_file(path)[1]["accuracy"] == {"test": {"style": style}}
-    loaded = load_judge(path)
-    assert loaded.styles == judge.styles
-    for logits, others in zip(loaded(test.pictures / 255), judge(test.pictures / 255), strict=True):
+    path = tmp_path / "folder" / "classifier.safetensors"
+    save(classifier, path, {"test": {"style": style}})
+    assert [file.name for file in path.parent.iterdir()] == ["classifier.safetensors"]
+    assert read_classifier_file(path)[1]["accuracy"] == {"test": {"style": style}}
+    loaded = load_classifier(path)
+    assert loaded.styles == classifier.styles
+    for logits, others in zip(loaded(test.pictures / 255), classifier(test.pictures / 255), strict=True):
         torch.testing.assert_close(logits, others, rtol=0.01, atol=0.02)
 
 
-def test_judge_is_trained_on_another_device(tmp_path: Path) -> None:
-    test, path = drawings(8, seed=1), tmp_path / "judge.safetensors"
-    with second_device("scripts.train_judge") as device:
-        judge = tiny_judge().to(device)
-        train(judge, drawings(8, seed=0), {"test": test}, epochs=2, batch_size=4, seed=0)
-        save(judge, path, {})
-        scores = accuracy(judge, test, device)
-    assert accuracy(load_judge(path), test, "cpu") == scores
+def test_classifier_is_trained_on_another_device(tmp_path: Path) -> None:
+    test, path = drawings(8, seed=1), tmp_path / "classifier.safetensors"
+    with second_device("scripts.train_classifier") as device:
+        classifier = tiny_classifier().to(device)
+        train(classifier, drawings(8, seed=0), {"test": test}, epochs=2, batch_size=4, seed=0)
+        save(classifier, path, {})
+        scores = accuracy(classifier, test, device)
+    assert accuracy(load_classifier(path), test, "cpu") == scores
 
 
 def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.
     index = {"concepts": ["fox"], "styles": ["ink"], "records": records}
     (tmp_path / "index.json").write_text(json.dumps(index))
 
-    def train(judge: Judge, drawings: Drawings, tests: dict[str, Drawings], **_: Any) -> None:
+    def train(classifier: Classifier, drawings: Drawings, tests: dict[str, Drawings], **_: Any) -> None:
         assert len(drawings) == 4 + 2  # half of them once more, as the autoencoder gives them back
         assert drawings.pictures.float().mean(dim=(1, 2, 3)).min() > 200
         counts = {name: len(test) for name, test in tests.items()}
@@ -100,9 +100,9 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.
         assert all(test.pictures.float().mean(dim=(1, 2, 3)).max() < 50 for test in tests.values())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scripts.train_judge.train", train)
+    monkeypatch.setattr("scripts.train_classifier.train", train)
     threads = torch.get_num_threads()
-    options = ["--data", tmp_path, "--output", tmp_path / "judge", "--reconstructed", "0.5", "--threads", threads]
-    monkeypatch.setattr(sys, "argv", ["train_judge", *map(str, options)])
+    options = ["--data", tmp_path, "--output", tmp_path / "classifier", "--reconstructed", "0.5", "--threads", threads]
+    monkeypatch.setattr(sys, "argv", ["train_classifier", *map(str, options)])
     with pytest.raises(KeyboardInterrupt):
         main()

@@ -1,11 +1,11 @@
-"""Train the judge on real drawings, test it on those held out, and write its weights.
+"""Train the classifier on real drawings, test it on those held out, and write its weights.
 
     python -m scripts.mini_data.prepare --output DATA
-    python -m scripts.train_judge --data DATA
+    python -m scripts.train_classifier --data DATA
 
 Generated images are softer than drawings. Some of the drawings are therefore also shown as the embedded model's
-autoencoder gives them back, and all of them are blurred, moved, mirrored and tinted at times, so that the judge looks
-at shape and manner. It is never trained on a generated image. Ten minutes on one core.
+autoencoder gives them back, and all of them are blurred, moved, mirrored and tinted at times, so that the classifier
+looks at shape and manner. It is never trained on a generated image. Ten minutes on one core.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from refiners.fluxion.utils import load_from_safetensors, no_grad, save_to_safet
 from torch import Generator, Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate
 
-from style_aligned.evaluation.classifier import WEIGHTS, Judge
+from style_aligned.evaluation.classifier import WEIGHTS, Classifier
 from style_aligned.models.mini import MiniAutoencoder
 from style_aligned.models.mini.model import DIGEST, digest
 
@@ -56,22 +56,22 @@ class NormalizedConv2d(fl.Chain):
         return convolution
 
 
-def normalize(judge: Judge) -> None:
+def normalize(classifier: Classifier) -> None:
     """Put a batch normalization after each convolution."""
-    for convolution, parent in list(judge.walk(fl.Conv2d)):
+    for convolution, parent in list(classifier.walk(fl.Conv2d)):
         parent.replace(convolution, NormalizedConv2d(convolution), old_module_parent=None)
 
 
-def fold(judge: Judge) -> None:
-    """Take the batch normalizations out again, without changing what the judge says."""
-    for normalized, parent in list(judge.walk(NormalizedConv2d)):
+def fold(classifier: Classifier) -> None:
+    """Take the batch normalizations out again, without changing what the classifier says."""
+    for normalized, parent in list(classifier.walk(NormalizedConv2d)):
         folded = normalized.fold()
         parent.replace(normalized, folded, old_module_parent=None)
 
 
 @dataclass
 class Drawings:
-    """Drawings at the judge's size, and what they show.
+    """Drawings at the classifier's size, and what they show.
 
     Attributes:
         pictures: uint8, of shape (count, 3, 64, 64).
@@ -106,7 +106,7 @@ def load_autoencoder(path: Path, device: str) -> MiniAutoencoder:
 
 
 def shrink(pictures: Tensor) -> Tensor:
-    """Bring float pictures in [0, 1] to the judge's size, as uint8."""
+    """Bring float pictures in [0, 1] to the classifier's size, as uint8."""
     return (interpolate(pictures, size=(SIZE, SIZE), mode="area") * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
@@ -163,27 +163,27 @@ def augment(x: Tensor, generator: Generator) -> Tensor:
 
 
 @no_grad()
-def accuracy(judge: Judge, drawings: Drawings, device: str) -> tuple[float, float]:
-    """The fraction of drawings whose style, and whose concept, is the judge's first guess."""
+def accuracy(classifier: Classifier, drawings: Drawings, device: str) -> tuple[float, float]:
+    """The fraction of drawings whose style, and whose concept, is the classifier's first guess."""
     right = torch.zeros(2)
     for start in range(0, len(drawings), 256):
         batch = drawings[torch.arange(start, min(start + 256, len(drawings)))]
-        styles, concepts = judge(batch.pictures.to(device).float() / 255)
+        styles, concepts = classifier(batch.pictures.to(device).float() / 255)
         right[0] += (styles.argmax(dim=-1).cpu() == batch.styles).sum()
         right[1] += (concepts.argmax(dim=-1).cpu() == batch.concepts).sum()
     return right[0].item() / len(drawings), right[1].item() / len(drawings)
 
 
 def train(
-    judge: Judge, drawings: Drawings, tests: dict[str, Drawings], *, epochs: float, batch_size: int, seed: int
+    classifier: Classifier, drawings: Drawings, tests: dict[str, Drawings], *, epochs: float, batch_size: int, seed: int
 ) -> None:
-    """Train the judge on so many times the number of drawings, and test it on others every now and then."""
-    device = str(judge.device)
+    """Train the classifier on so many times the number of drawings, and test it on others every now and then."""
+    device = str(classifier.device)
     generator = Generator(device).manual_seed(seed)
     order = Generator().manual_seed(seed)
-    normalize(judge)
-    judge.train()
-    optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)
+    normalize(classifier)
+    classifier.train()
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
     steps = round(epochs * len(drawings) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps, pct_start=0.2)
     start = time.process_time()
@@ -191,7 +191,7 @@ def train(
         batch = drawings[torch.randint(len(drawings), (batch_size,), generator=order)]
         x = augment(batch.pictures.to(device).float() / 255, generator).to(memory_format=torch.channels_last)
         with torch.autocast(device_type=torch.device(device).type, dtype=torch.bfloat16):
-            styles, concepts = judge(x)
+            styles, concepts = classifier(x)
         loss = cross_entropy(styles.float(), batch.styles.to(device), label_smoothing=0.05)
         loss = loss + cross_entropy(concepts.float(), batch.concepts.to(device), label_smoothing=0.05)
         loss.backward()  # pyright: ignore[reportUnknownMemberType]
@@ -199,30 +199,30 @@ def train(
         optimizer.zero_grad()
         schedule.step()
         if step % 200 == 0 or step == steps:
-            judge.eval()
+            classifier.eval()
             scores = "  ".join(
-                "{}: style {:.1%} concept {:.1%}".format(name, *accuracy(judge, test, device))
+                "{}: style {:.1%} concept {:.1%}".format(name, *accuracy(classifier, test, device))
                 for name, test in tests.items()
             )
-            judge.train()
+            classifier.train()
             print(
                 f"step {step}/{steps}, {time.process_time() - start:.0f} s: loss {loss.item():.3f}  {scores}",
                 flush=True,
             )
-    judge.eval()
-    fold(judge)
+    classifier.eval()
+    fold(classifier)
 
 
-def save(judge: Judge, path: Path, results: dict[str, Any]) -> None:
-    """Write the judge in float16, all of it or nothing."""
+def save(classifier: Classifier, path: Path, results: dict[str, Any]) -> None:
+    """Write the classifier in float16, all of it or nothing."""
     metadata = {
-        "styles": judge.styles,
-        "concepts": judge.concepts,
-        "channels": judge.channels,
-        "size": judge.size,
+        "styles": classifier.styles,
+        "concepts": classifier.concepts,
+        "channels": classifier.channels,
+        "size": classifier.size,
         "accuracy": results,
     }
-    tensors = {name: tensor.half().contiguous().cpu() for name, tensor in judge.state_dict().items()}
+    tensors = {name: tensor.half().contiguous().cpu() for name, tensor in classifier.state_dict().items()}
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -232,7 +232,7 @@ def save(judge: Judge, path: Path, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.train_judge", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.train_classifier", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with images.npy and index.json")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="the weights to write (default: the package's)")
     parser.add_argument("--autoencoder", type=Path, default=AUTOENCODER, help="its weights (default: the package's)")
@@ -266,17 +266,17 @@ def main() -> None:
         drawings += load_drawings(images, index, sorted(chosen.tolist()), device, autoencoder)
     print(f"{len(drawings)} pictures to train on", flush=True)
 
-    judge = Judge(styles=index["styles"], concepts=index["concepts"], size=SIZE, device=device)
-    train(judge, drawings, tests, epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
+    classifier = Classifier(styles=index["styles"], concepts=index["concepts"], size=SIZE, device=device)
+    train(classifier, drawings, tests, epochs=options.epochs, batch_size=options.batch_size, seed=options.seed)
 
-    judge = judge.half().float()  # as it is written
+    classifier = classifier.half().float()  # as it is written
     tests["held_out"] = tests["held_out_cell"] + tests["held_out_foundry"]
     results: dict[str, Any] = {}
     for name, test in tests.items():
-        style, concept = accuracy(judge, test, device)
+        style, concept = accuracy(classifier, test, device)
         results[name] = {"drawings": len(test), "style": style, "concept": concept}
         print(f"{name}: {len(test)} drawings, style {style:.2%}, concept {concept:.2%}")
-    save(judge, options.output, results)
+    save(classifier, options.output, results)
     print(f"wrote {options.output} ({options.output.stat().st_size / 1e6:.2f} MB)")
 
 
