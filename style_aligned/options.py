@@ -1,13 +1,14 @@
 """The options of the adapter: each declared once, for the adapter, style files, the command line and the page.
 
-It imports nothing that takes time, for the command line to start at once.
+To add one, declare it in `AdapterOptions`, use it in the maths (`style_aligned.adapter`), and write it into the oracle
+of the tests. Nothing here takes time to import: the command line starts with it.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -15,28 +16,28 @@ class Option:
     """One option of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
 
     Attributes:
-        name: Its name, as a keyword in Python. The command line writes it with dashes.
-        kind: The type of its values. Where it is `float`, integers are numbers too.
         default: Its value where none is given. Numbers have no effect at their default.
         help: What it does, in one line for people.
         google: Its name in Google's implementation. None means that it has none there.
         minimum: The least value of a number.
         maximum: The largest value of a number.
-        optional: Whether None is a value too.
         changeable: Whether it can be set while the adapter is injected.
         of_style: Whether a style has it. A set's size is up to who draws it, and full sharing cannot be recorded.
+        name: Its name, as a keyword in Python. The command line writes it with dashes.
+        kind: The type of its values. Where it is `float`, integers are numbers too.
+        optional: Whether None is a value too.
     """
 
-    name: str
-    kind: type[bool] | type[int] | type[float]
     default: Any
     help: str
     google: str | None = None
     minimum: float = -math.inf
     maximum: float = math.inf
-    optional: bool = False
     changeable: bool = False
     of_style: bool = True
+    name: str = ""
+    kind: type[Any] = float
+    optional: bool = False
 
     def check(self, value: Any, name: str | None = None) -> None:
         """Check a value of the option.
@@ -56,57 +57,100 @@ class Option:
             if not isinstance(value, bool):
                 raise TypeError(f"expected {name} to be True or False, got {value!r}")
             return
-        number, expected = (int, "an integer") if self.kind is int else (int | float, "a number")
-        if not isinstance(value, number) or isinstance(value, bool):
-            raise TypeError(f"expected {name} to be {expected}{' or None' if self.optional else ''}, got {value!r}")
-        if not is_finite(value) or not self.minimum <= value <= self.maximum:
-            finite = "" if self.kind is int else "a finite number "
-            if math.isfinite(self.maximum):
-                bounds = f"between {self.minimum:g} and {self.maximum:g}"
-            else:
-                at_least = f"at least {self.minimum:g}"
-                bounds = (f"of {at_least}" if finite else at_least) if math.isfinite(self.minimum) else ""
-            raise ValueError(f"expected {name} to be {(finite + bounds).strip()}, got {value}")
+        if not isinstance(value, int if self.kind is int else int | float) or isinstance(value, bool):
+            kind = ("an integer" if self.kind is int else "a number") + (" or None" if self.optional else "")
+            raise TypeError(f"expected {name} to be {kind}, got {value!r}")
+        number = cast(float, value)
+        if not is_finite(number) or not self.minimum <= number <= self.maximum:
+            kind = "an integer" if self.kind is int else "a finite number"
+            raise ValueError(f"expected {name} to be {kind}{self._range}, got {value}")
+
+    @property
+    def _range(self) -> str:
+        if math.isfinite(self.maximum):
+            return f" between {self.minimum:g} and {self.maximum:g}"
+        return f" of at least {self.minimum:g}" if math.isfinite(self.minimum) else ""
 
 
-OPTIONS: dict[str, Option] = {
-    option.name: option
-    for option in (
+class AdapterOptions(TypedDict, total=False):
+    """The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], as keywords."""
+
+    adain_queries: Annotated[
+        bool, Option(True, "Normalize the targets' queries to the reference's.", google="adain_queries")
+    ]
+    adain_keys: Annotated[bool, Option(True, "Normalize the targets' keys to the reference's.", google="adain_keys")]
+    adain_values: Annotated[
+        bool, Option(False, "Normalize the targets' values to the reference's.", google="adain_values")
+    ]
+    share_attention: Annotated[bool, Option(True, "Let the targets attend to the reference.", google="share_attention")]
+    full_attention_share: Annotated[
+        bool,
         Option(
-            "adain_queries", bool, True, "Normalize the targets' queries to the reference's.", google="adain_queries"
+            False,
+            "Let all images of a set attend to all of them, without AdaIN.",
+            google="full_attention_share",
+            of_style=False,
         ),
-        Option("adain_keys", bool, True, "Normalize the targets' keys to the reference's.", google="adain_keys"),
+    ]
+    share_group_norm: Annotated[
+        bool,
         Option(
-            "adain_values", bool, False, "Normalize the targets' values to the reference's.", google="adain_values"
-        ),
-        Option("share_attention", bool, True, "Let the targets attend to the reference.", google="share_attention"),
-        Option(
-            "full_attention_share", bool, False, "Let all images of a set attend to all of them, without AdaIN.",
-            google="full_attention_share", of_style=False,
-        ),
-        Option(
-            "share_group_norm", bool, False,
+            False,
             "Normalize each image over the reference too: background and light follow it more closely.",
             google="share_group_norm",
         ),
+    ]
+    scale: Annotated[
+        float,
         Option(
-            "scale", float, 1.0, "Factor for the reference's keys: more than 1 takes more of it.",
-            google="shared_score_scale", minimum=0.0, changeable=True,
+            1.0,
+            "Factor for the reference's keys: more than 1 takes more of it.",
+            google="shared_score_scale",
+            minimum=0.0,
+            changeable=True,
         ),
+    ]
+    shift: Annotated[
+        float,
         Option(
-            "shift", float, 0.0, "Added to the scores of the reference: 0.7 counts it twice.",
-            google="shared_score_shift", changeable=True,
+            0.0,
+            "Added to the scores of the reference: 0.7 counts it twice.",
+            google="shared_score_shift",
+            changeable=True,
         ),
+    ]
+    only_self_level: Annotated[
+        float,
         Option(
-            "only_self_level", float, 0.0, "The part of the self-attentions to leave alone, spread evenly.",
-            google="only_self_level", minimum=0.0, maximum=1.0,
+            0.0,
+            "The part of the self-attentions to leave alone, spread evenly.",
+            google="only_self_level",
+            minimum=0.0,
+            maximum=1.0,
         ),
+    ]
+    set_size: Annotated[
+        int | None,
         Option(
-            "set_size", int, None, "The number of images in a set, the reference included.",
-            minimum=1.0, optional=True, changeable=True, of_style=False,
+            None,
+            "The number of images in a set, the reference included.",
+            minimum=1.0,
+            changeable=True,
+            of_style=False,
         ),
-    )
-}  # fmt: skip
+    ]
+
+
+def _declared() -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    for name, hint in get_type_hints(AdapterOptions, include_extras=True).items():
+        annotation, option = get_args(hint)
+        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+        options[name] = replace(option, name=name, kind=kinds[0], optional=bool(get_args(annotation)))
+    return options
+
+
+OPTIONS = _declared()
 """All options, by name."""
 
 STYLE_OPTIONS = {name: option for name, option in OPTIONS.items() if option.of_style}
@@ -132,9 +176,7 @@ def check_options(options: Mapping[str, Any], allowed: Mapping[str, Option] = OP
             raise ValueError(_unknown(name, allowed))
         allowed[name].check(value)
     if options.get("full_attention_share", False):
-        excluded = [
-            name for name, value in WITH_FULL_ATTENTION_SHARE.items() if options.get(name, value) != value
-        ]  # fmt: skip
+        excluded = [name for name, value in WITH_FULL_ATTENTION_SHARE.items() if options.get(name, value) != value]
         if excluded:
             raise ValueError(
                 f"expected full_attention_share without any other way of sharing, got it with {', '.join(excluded)}"

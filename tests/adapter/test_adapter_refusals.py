@@ -125,7 +125,7 @@ def test_a_causal_self_attention() -> None:
         ({"shift": float("-inf")}, "expected shift to be a finite number, got -inf"),
         ({"only_self_level": 1.5}, "expected only_self_level to be a finite number between 0 and 1, got 1.5"),
         ({"only_self_level": -0.5}, "expected only_self_level to be a finite number between 0 and 1, got -0.5"),
-        ({"set_size": 0}, "expected set_size to be at least 1, got 0"),
+        ({"set_size": 0}, "expected set_size to be an integer of at least 1, got 0"),
         ({"full_attention_share": True, "scale": 2.0}, "full_attention_share .* got it with scale"),
         ({"full_attention_share": True, "shift": 1.0}, "full_attention_share .* got it with shift"),
         ({"full_attention_share": True, "adain_values": True}, "full_attention_share .* got it with adain_values"),
