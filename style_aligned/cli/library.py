@@ -1,6 +1,5 @@
 """The heavy parts of the library, imported when they are called."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ else:
     Image = Model = Any  # annotations are evaluated, and these take seconds to import
 
 UNKNOWN_WORDS = 8  # to name
-LEFT_OUT = re.compile(r"[^\W\d_a-zA-Z]+")
 
 
 def load_model(name: str, *, device: str, dtype: str) -> Model:
@@ -63,8 +61,7 @@ def palette_distance(images: Sequence[Image]) -> float:
 def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
     """Warn about what a model will not make of prompts.
 
-    That is words that it does not know, prompts of which it knows no word at all, letters that its tokenizer leaves
-    out, and ends that it does not see.
+    That is words that it does not know, prompts of which it knows no word at all, and ends that it does not see.
 
     Args:
         model: The model.
@@ -95,13 +92,6 @@ def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
 
     from style_aligned.models.checkpoints import warn_about_long_prompts
 
-    left_out = [(text, match[0]) for text in texts if (match := LEFT_OUT.search(text))]
-    if left_out:
-        text, letters = left_out[0]
-        warn(
-            f"{_count(len(left_out), 'prompt')} in letters of which Refiners' tokenizer leaves some out, such as"
-            f" {letters!r} in {text[:80]!r}: it knows those from a to z"
-        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said here, in one line for all of them
         cuts = [cut for cut in warn_about_long_prompts(model, texts) if cut]

@@ -14,6 +14,7 @@ from style_aligned.models.checkpoints.autoencoder import PreciseSD1Autoencoder, 
 from style_aligned.models.checkpoints.initialization import NoInitialization
 from style_aligned.models.checkpoints.keys import UNetStructure, autoencoder_modules, unet_modules
 from style_aligned.models.checkpoints.text_keys import Source, open_clip_source, pooled_text_modules, text_modules
+from style_aligned.models.checkpoints.tokenizer import put_exact_tokenizers
 
 Layout = Literal["diffusers", "original", "refiners"]
 
@@ -146,24 +147,28 @@ def canonical_key(key: str) -> str:
 
 def build_stable_diffusion_xl() -> StableDiffusion_XL:
     with NoInitialization():
-        return StableDiffusion_XL(
+        model = StableDiffusion_XL(
             unet=SDXLUNet(in_channels=4, device="meta"),
             lda=PreciseSDXLAutoencoder(device="meta"),
             clip_text_encoder=DoubleTextEncoder(device="meta"),
             solver=DDIM(num_inference_steps=1),
             device="meta",
         )
+    put_exact_tokenizers(model.clip_text_encoder)
+    return model
 
 
 def build_stable_diffusion_1() -> StableDiffusion_1:
     with NoInitialization():
-        return StableDiffusion_1(
+        model = StableDiffusion_1(
             unet=SD1UNet(in_channels=4, device="meta"),
             lda=PreciseSD1Autoencoder(device="meta"),
             clip_text_encoder=CLIPTextEncoderL(device="meta"),
             solver=DDIM(num_inference_steps=1),
             device="meta",
         )
+    put_exact_tokenizers(model.clip_text_encoder)
+    return model
 
 
 STABLE_DIFFUSION_XL = Architecture(

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import torch
 from jaxtyping import Int
-from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
 from torch import Tensor, device as Device
+
+from style_aligned.models.checkpoints.tokenizer import find_tokenizer
 
 
 def warn_about_long_prompts(model: StableDiffusion_XL | StableDiffusion_1, prompts: Iterable[str]) -> list[str]:
@@ -19,14 +20,11 @@ def warn_about_long_prompts(model: StableDiffusion_XL | StableDiffusion_1, promp
 
     Returns:
         What is cut off each prompt, from the first word that does not fit: "" where nothing is.
-
-    Raises:
-        ValueError: If a word is longer than the tokenizer can take.
     """
-    tokenizer = model.clip_text_encoder.find(CLIPTokenizer)
+    tokenizer = find_tokenizer(model.clip_text_encoder)
     cuts: list[str] = []
     for prompt in prompts:
-        cut = "" if tokenizer is None else _cut_text(tokenizer, prompt)
+        cut = "" if tokenizer is None else tokenizer.cut(prompt)
         cuts.append(cut)
         if tokenizer is not None and cut:
             warnings.warn(
@@ -63,20 +61,6 @@ def time_ids(
     """
     values = [*(original_size or size), *crop, *size]
     return torch.tensor(data=values, device=device).repeat(rows, 1)
-
-
-def _cut_text(tokenizer: CLIPTokenizer, prompt: str) -> str:
-    room = tokenizer.sequence_length - 2  # beside the tokens that start and end the text
-    for word in tokenizer.token_pattern.finditer(prompt):
-        try:
-            room -= tokenizer.encode(word.group()).numel() - 2
-        except RecursionError:  # Refiners' tokenizer goes one call deeper for each pair of letters
-            raise ValueError(
-                f"expected prompts of words, got one of {len(word.group())} characters in {_shorten(prompt)!r}"
-            ) from None
-        if room < 0:
-            return prompt[word.start() :]
-    return ""
 
 
 def _shorten(prompt: str, length: int = 40) -> str:

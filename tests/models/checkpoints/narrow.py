@@ -35,6 +35,8 @@ def narrow(chain: fl.Chain, widths: dict[int, int], heads: dict[int, int] | None
             module.normalized_shape = tuple(widths.get(size, size) for size in module.normalized_shape)
         elif isinstance(module, fl.GroupNorm):
             module.channels = widths.get(module.channels, module.channels)
+        elif isinstance(module, fl.Embedding):
+            module.embedding_dim = module.weight.shape[1]
         elif isinstance(module, fl.Reshape):
             module.shape = tuple(widths.get(size, size) for size in module.shape)
         elif isinstance(module, fl.ScaledDotProductAttention):

@@ -13,7 +13,6 @@ from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
 from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 
-from style_aligned.cli.library import warn_about_prompts
 from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_long_prompts
 from style_aligned.models.checkpoints.solver import Schedule, SourceDDIM
 from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
@@ -192,31 +191,6 @@ def test_long_prompts(folder: Path) -> None:
     tokenizer = model.clip_text_encoder.ensure_find(CLIPTokenizer)
     assert torch.equal(tokenizer(long), tokenizer(long.replace(", 'tis the END", "; but something else")))
     assert not torch.equal(tokenizer(long), tokenizer(long.replace("five", "six")))
-
-
-def test_a_word_that_the_tokenizer_cannot_take(folder: Path) -> None:
-    model = load_model(folder)
-    for word in ("a" * 1500, "-" * 1500):
-        with pytest.raises(
-            ValueError, match=r"expected prompts of words, got one of 1500 characters in 'a fox [a-]+…'"
-        ):
-            warn_about_long_prompts(model, ["a cat", f"a fox {word}"])
-
-
-def test_letters_that_the_tokenizer_leaves_out_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = load_model(folder)
-    warn_about_prompts(model, ["A plain fox, 3D_render: it's 50% off!", "🦊"])
-    assert capsys.readouterr().err == ""
-    warn_about_prompts(model, ["a fox", "a café, neon", "一只狐狸"])
-    assert capsys.readouterr().err == (
-        "style-aligned: warning: 2 prompts are in letters of which Refiners' tokenizer leaves some out, such as 'é' in"
-        " 'a café, neon': it knows those from a to z\n"
-    )
-    with_accent, without = (
-        model.compute_clip_text_embedding("a café", ""),
-        model.compute_clip_text_embedding("a caf", ""),
-    )
-    assert torch.equal(with_accent, without)  # pyright: ignore
 
 
 def test_a_model_without_that_tokenizer_warns_of_nothing() -> None:
