@@ -44,6 +44,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, logs, sheets and weights")
     parser.add_argument("--data", type=Path, help="the drawings, prepared if there are none (default: OUTPUT/data)")
+    parser.add_argument("--initial", type=Path, help="folder of weights that U-Net and text encoders start from")
+    parser.add_argument("--learning-rate", type=float, default=UNetSettings.learning_rate, help="at its highest")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--autoencoder-steps", type=positive, default=AutoencoderSettings.steps)
     parser.add_argument("--steps", type=positive, default=UNetSettings.steps, help="of U-Net and text encoders")
@@ -77,8 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
         autoencoder = load_autoencoder(weights, options.device)
         encode_drawings(autoencoder, drawings, options.output / "latents.safetensors")
     if "unet" in stages:
-        settings = UNetSettings(steps=options.steps, batch_size=options.batch_size)
-        train_unet(drawings, options.output, settings, options.device, workers, seed=options.seed)
+        settings = UNetSettings(
+            steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate
+        )
+        train_unet(
+            drawings, options.output, settings, options.device, workers, seed=options.seed, initial=options.initial
+        )
     if "export" in stages:
         export_unet(options.output, drawings)
 

@@ -14,11 +14,11 @@ _styles = {style.name: style for style in STYLES}
 
 
 def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
-    """Say what a picture shows: "a fox, neon sign" six times in ten.
+    """Say what a picture shows: "a fox, neon sign" every other time.
 
     Args:
         record: One of the index's records, of which "concept" and "style" are read.
-        rng: Chooses among concept and style in canonical words (60%), in other words (15%), the concept alone (15%),
+        rng: Chooses among concept and style in canonical words (50%), in other words (25%), the concept alone (15%),
             and nothing (10%, for guidance).
 
     Returns:
@@ -30,7 +30,7 @@ def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
     phrases = _concepts[record["concept"]].phrases()
     style = _styles[record["style"]]
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.5:
         return f"{phrases[0]}, {style.name}"
     if draw < 0.75:
         templates = (f"{{}}, {style.name}", *style.paraphrases)

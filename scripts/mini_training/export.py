@@ -15,12 +15,11 @@ from torch import Tensor
 
 from scripts.mini_training.checkpoints import load_tensors, save_tensors
 from scripts.mini_training.dataset import Drawings
+from scripts.mini_training.objective import TEXT_ENCODER, UNET
 from style_aligned.models.mini.autoencoder import MiniAutoencoder
 from style_aligned.models.mini.model import DIGEST, check_digest, digest
 
 AUTOENCODER = "autoencoder.safetensors"
-UNET = "unet.safetensors"
-TEXT_ENCODER = "text_encoder.safetensors"
 
 
 def save_signed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

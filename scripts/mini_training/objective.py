@@ -1,7 +1,9 @@
 """What U-Net and text encoders are trained for, as one function of tensors."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import refiners.fluxion.layers as fl
 import torch
@@ -10,10 +12,14 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 from refiners.foundationals.latent_diffusion.unet import ResidualBlock
 from torch import Tensor, nn
 
+from scripts.mini_training.checkpoints import load_tensors
 from scripts.mini_training.tracing import Parameters, parameters_replaced, plain_attention
 from style_aligned.models.mini.autoencoder import MiniAutoencoder
 from style_aligned.models.mini.text_encoder import MiniDoubleTextEncoder
 from style_aligned.models.mini.unet import MiniUNet, OutputBlock, SDXLCrossAttention
+
+UNET = "unet.safetensors"
+TEXT_ENCODER = "text_encoder.safetensors"
 
 Objective = Callable[[Parameters, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -38,6 +44,22 @@ class Networks(nn.Module):
         for name, parameter in self.text_encoder.named_parameters():
             if "PositionalEncoder" in name:
                 parameter.mul_(0.2)
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a model that was trained before, as the package carries them.
+
+        Args:
+            folder: Where they are.
+
+        Raises:
+            ValueError: If they are of another vocabulary.
+        """
+        for module, file in ((self.unet, UNET), (self.text_encoder, TEXT_ENCODER)):
+            tensors, metadata = load_tensors(folder / file)
+            words = json.loads(metadata.get("vocabulary", "null"))
+            if words is not None and words != list(self.text_encoder.tokenizer.vocabulary):
+                raise ValueError(f"expected {folder / file} to be of the vocabulary of the captions, got another one")
+            module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
 def embed_tokens(text_encoder: MiniDoubleTextEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +105,35 @@ class NoiseLevels:
         return cls(signal, noise, (ratio.clamp(max=limit) / ratio) * ratio.clamp(min=0.01, max=1).rsqrt())
 
 
-def make_objective(networks: Networks, levels: NoiseLevels, device: str) -> Objective:
+def predict(
+    networks: Networks, levels: NoiseLevels, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor
+) -> Tensor:
+    """Predict the noise in noisy latents, computed in bfloat16.
+
+    Args:
+        networks: U-Net and text encoders.
+        levels: The noise schedule.
+        latents: Of shape (batch, 4, height, width).
+        noise: Of the same shape.
+        timesteps: Of shape (batch,).
+        tokens: Of shape (batch, sequence_length).
+
+    Returns:
+        The predicted noise, of the latents' shape, in float32.
+    """
+    signal, deviation = levels.signal[timesteps].view(-1, 1, 1, 1), levels.noise[timesteps].view(-1, 1, 1, 1)
+    height, width = (8 * side for side in latents.shape[-2:])  # in pixels
+    time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device).repeat(len(tokens), 1)
+    with torch.autocast(latents.device.type, torch.bfloat16):
+        embedding, pooled = embed_tokens(networks.text_encoder, tokens)
+        networks.unet.set_timestep(timesteps)
+        networks.unet.set_time_ids(time_ids)
+        networks.unet.set_clip_text_embedding(embedding)
+        networks.unet.set_pooled_text_embedding(pooled)
+        return networks.unet(signal * latents + deviation * noise).float()
+
+
+def make_objective(networks: Networks, levels: NoiseLevels) -> Objective:
     """The training loss, as a function of parameters, latents, noise, timesteps and tokens.
 
     Returns:
@@ -92,20 +142,8 @@ def make_objective(networks: Networks, levels: NoiseLevels, device: str) -> Obje
     """
 
     def objective(parameters: Parameters, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        signal, deviation = levels.signal[timesteps].view(-1, 1, 1, 1), levels.noise[timesteps].view(-1, 1, 1, 1)
-        height, width = (8 * side for side in latents.shape[-2:])  # in pixels
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=device).repeat(len(tokens), 1)
-        with (
-            parameters_replaced(networks, parameters),
-            plain_attention(networks),
-            torch.autocast(torch.device(device).type, torch.bfloat16),
-        ):
-            embedding, pooled = embed_tokens(networks.text_encoder, tokens)
-            networks.unet.set_timestep(timesteps)
-            networks.unet.set_time_ids(time_ids)
-            networks.unet.set_clip_text_embedding(embedding)
-            networks.unet.set_pooled_text_embedding(pooled)
-            prediction = networks.unet(signal * latents + deviation * noise).float()
+        with parameters_replaced(networks, parameters), plain_attention(networks):
+            prediction = predict(networks, levels, latents, noise, timesteps, tokens)
         errors = (prediction - noise).square().mean(dim=(1, 2, 3))
         return (levels.weight[timesteps] * errors).mean()
 

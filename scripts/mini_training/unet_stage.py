@@ -16,6 +16,7 @@ from scripts.mini_data.captions import caption, caption_of_sheet, vocabulary
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings, Record, log
 from scripts.mini_training.export import load_autoencoder
+from scripts.mini_training.held_out import HeldOutLoss
 from scripts.mini_training.latents import load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, Objective, make_objective
 from scripts.mini_training.parallel import Workers
@@ -39,6 +40,7 @@ class UNetSettings:
         sheets: How many batches are of sheets: two drawings by one hand side by side, as collections are drawn. On
             them the self-attentions learn to look at another drawing for what a prompt does not say.
         save_minutes: Time between checkpoints.
+        report_steps: Steps between measurements of the loss on held-out drawings.
         sheet_steps: Steps between sample sheets.
     """
 
@@ -51,6 +53,7 @@ class UNetSettings:
     unknown: float = 0.05
     sheets: float = 0.4
     save_minutes: float = 5.0
+    report_steps: int = 250
     sheet_steps: int = 1000
 
 
@@ -153,7 +156,13 @@ class Batches:
 
 
 def train_unet(
-    drawings: Drawings, folder: Path, settings: UNetSettings, device: str, workers: Workers, seed: int = 0
+    drawings: Drawings,
+    folder: Path,
+    settings: UNetSettings,
+    device: str,
+    workers: Workers,
+    seed: int = 0,
+    initial: Path | None = None,
 ) -> None:
     """Train U-Net and text encoders, or go on from their last checkpoint.
 
@@ -164,6 +173,7 @@ def train_unet(
         device: Where to train, such as "cpu" or "cuda".
         workers: Compute the gradients; their number divides half of the batch size, the number of sheets in a batch.
         seed: The seed of the initial weights, the order of pictures, captions, noise and timesteps.
+        initial: The folder of the weights to start from. None means from nothing.
     """
     began = time.monotonic()
     checkpoint, log_file = folder / "unet.ckpt.safetensors", folder / "unet.log"
@@ -171,6 +181,8 @@ def train_unet(
     torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     networks = Networks(words, device)
     networks.initialize()
+    if initial is not None:
+        networks.load(initial)
     parameters = dict(networks.named_parameters())
     trained = list(parameters.values())
     optimizer = torch.optim.AdamW(
@@ -206,8 +218,10 @@ def train_unet(
         state = {"step": step, "seconds": seconds(), "vocabulary": words, **batches.state()}
         save_checkpoint(checkpoint, parameters, average, optimizer, generator, state)
 
+    levels = NoiseLevels.of_sdxl(device)
+    held_out = HeldOutLoss(Networks(words, device), drawings, folder / "latents.safetensors", levels)
     sampler = Sampler(drawings, words, load_autoencoder(folder / "export", device), folder / "sheets")
-    objective = make_objective(networks, NoiseLevels.of_sdxl(device), device)
+    objective = make_objective(networks, levels)
     count = sum(parameter.numel() for parameter in parameters.values())
     log(f"unet: {count / 1e6:.2f} M parameters, {len(indices)} drawings, {settings}", log_file)
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
@@ -244,6 +258,13 @@ def train_unet(
                 log_file,
             )
             losses, last_log = [], now
+        if step == 1 or step % settings.report_steps == 0 or step == settings.steps:
+            loss, parts = held_out.measure(average.tensors)
+            log(
+                f"unet: step {step} held out: loss {loss:.4f}, errors from least noise to most "
+                f"{' '.join(f'{part:.4f}' for part in parts)}",
+                log_file,
+            )
         if seconds() > next_save:
             save()
             next_save = seconds() + settings.save_minutes * 60
