@@ -79,9 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         autoencoder = load_autoencoder(weights, options.device)
         encode_drawings(autoencoder, drawings, options.output / "latents.safetensors")
     if "unet" in stages:
-        settings = UNetSettings(
-            steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate
-        )
+        settings = UNetSettings(steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate)
         train_unet(
             drawings, options.output, settings, options.device, workers, seed=options.seed, initial=options.initial
         )

@@ -13,6 +13,18 @@ _concepts = {concept.name: concept for concept in CONCEPTS}
 _styles = {style.name: style for style in STYLES}
 
 
+def canonical(record: Mapping[str, Any]) -> str:
+    """Say what a picture shows in the canonical words: "a fox, neon sign".
+
+    Args:
+        record: One of the index's records, of which "concept" and "style" are read.
+
+    Raises:
+        KeyError: If there is no such concept or style.
+    """
+    return f"{_concepts[record['concept']].phrases()[0]}, {_styles[record['style']].name}"
+
+
 def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
     """Say what a picture shows: "a fox, neon sign" every other time.
 
@@ -31,7 +43,7 @@ def caption(record: Mapping[str, Any], rng: np.random.Generator) -> str:
     style = _styles[record["style"]]
     draw = rng.random()
     if draw < 0.5:
-        return f"{phrases[0]}, {style.name}"
+        return canonical(record)
     if draw < 0.75:
         templates = (f"{{}}, {style.name}", *style.paraphrases)
         # the canonical words are one choice on either side, so both sides are not always unusual at once

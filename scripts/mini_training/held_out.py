@@ -35,12 +35,12 @@ class HeldOutLoss:
         self.levels = levels
         generator = torch.Generator().manual_seed(seed)
         held_out = drawings.held_out()
-        chosen = [held_out[i] for i in torch.randperm(len(held_out), generator=generator)[:count].tolist()]
+        rng = np.random.default_rng(seed)
+        chosen = [held_out[int(i)] for i in rng.permutation(len(held_out))[:count]]
         self.latents = load_latents(path, drawings, chosen)[0].float()
         self.noise = torch.randn(self.latents.shape, generator=generator)
         order = torch.randperm(len(chosen), generator=generator)
         self.timesteps = ((torch.arange(len(chosen)) + 0.5) * 1000 / len(chosen)).long()[order]
-        rng = np.random.default_rng(seed)
         self.tokens = networks.text_encoder.tokenizer([caption(drawings.records[i], rng) for i in chosen])
 
     @torch.no_grad()
@@ -58,10 +58,9 @@ class HeldOutLoss:
         self.networks.load_state_dict(weights, strict=False)
         device = self.levels.weight.device
         errors: list[Tensor] = []
-        for batch in zip(
-            *(x.split(batch_size) for x in (self.latents, self.noise, self.timesteps, self.tokens)), strict=True
-        ):
-            latents, noise, timesteps, tokens = (tensor.to(device) for tensor in batch)
+        batch = (self.latents, self.noise, self.timesteps, self.tokens)
+        for start in range(0, len(self.timesteps), batch_size):
+            latents, noise, timesteps, tokens = (tensor[start : start + batch_size].to(device) for tensor in batch)
             prediction = predict(self.networks, self.levels, latents, noise, timesteps, tokens)
             errors.append((prediction - noise).square().mean(dim=(1, 2, 3)).cpu())
         error = torch.cat(errors)

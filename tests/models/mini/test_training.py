@@ -11,16 +11,19 @@ import torch
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import TextEncoderWithPooling
 from safetensors.torch import load_file
 
+from scripts.mini_data.captions import vocabulary
 from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_autoencoder
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
+from scripts.mini_training.held_out import HeldOutLoss
 from scripts.mini_training.latents import encode_drawings, load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.tracing import record
 from scripts.mini_training.unet_stage import Batches, UNetSettings, train_unet
 from scripts.train_mini import main, parse
-from style_aligned.models.mini import MiniAutoencoder
+from style_aligned.models.mini import MiniAutoencoder, load_mini
+from style_aligned.models.mini.model import WEIGHTS
 from style_aligned.models.mini.text_encoder import MiniTokenizer
 
 WORDS = ["a", "fox", "neon", "sign"]
@@ -158,7 +161,7 @@ def test_recorded_loss_is_that_of_the_model(networks: Networks, width: int) -> N
     latents, noise, timesteps, tokens = batch(networks, width)
     parameters = dict(networks.named_parameters())
     detached = {name: parameter.detach() for name, parameter in parameters.items()}
-    objective = make_objective(networks, NoiseLevels.of_sdxl("cpu"), "cpu")
+    objective = make_objective(networks, NoiseLevels.of_sdxl("cpu"))
     loss = record(objective, detached, latents, noise, timesteps, tokens)(parameters, latents, noise, timesteps, tokens)
     # SDXL's schedule, written out: the square roots of the rates are evenly spaced
     rates = torch.linspace(8.5e-4**0.5, 1.2e-2**0.5, 1000, dtype=torch.float64) ** 2
@@ -182,6 +185,41 @@ def test_recorded_loss_is_that_of_the_model(networks: Networks, width: int) -> N
     # L's last layer is not used, as in SDXL, but neither is it there
     assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
     networks.zero_grad()
+
+
+def test_a_training_starts_from_the_packages_weights() -> None:
+    torch.manual_seed(0)
+    networks = Networks(vocabulary(), "cpu")
+    networks.load(WEIGHTS)
+    model = load_mini()
+    for ours, packaged in ((networks.unet, model.unet), (networks.text_encoder, model.clip_text_encoder)):
+        state = packaged.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in ours.state_dict().items())
+    with pytest.raises(ValueError, match="to be of the vocabulary of the captions, got another one"):
+        Networks(WORDS, "cpu").load(WEIGHTS)
+
+
+def test_the_held_out_loss_is_of_held_out_drawings(tmp_path: Path) -> None:
+    splits = ["train", "held_out_cell", "held_out_foundry", "held_out_cell"]
+    records = [{"concept": "fox", "style": "neon sign", "split": split} for split in splits]
+    pictures = np.random.default_rng(0).integers(0, 256, size=(4, 64, 64, 3), dtype=np.uint8)
+    drawings = Drawings(pictures, records, ["fox"], ["neon sign"])
+    path = tmp_path / "latents.safetensors"
+    encode_drawings(MiniAutoencoder(), drawings, path)
+    torch.manual_seed(0)
+    networks = Networks(vocabulary(), "cpu")
+    networks.initialize()  # it predicts nothing at first
+    levels = NoiseLevels.of_sdxl("cpu")
+    held_out = HeldOutLoss(networks, drawings, path, levels, count=2)
+    straight = load_file(path)["straight"].float()
+    assert all(any(torch.equal(latents, straight[i]) for i in (1, 2, 3)) for latents in held_out.latents)
+    assert held_out.timesteps.sort().values.tolist() == [250, 750]
+    loss, parts = held_out.measure(dict(networks.named_parameters()))
+    squares = held_out.noise.square().mean(dim=(1, 2, 3))
+    assert loss == pytest.approx(float((levels.weight[held_out.timesteps] * squares).mean()), rel=1e-4)
+    assert [part == part for part in parts] == [False, True, False, True, False]  # two drawings, five parts
+    assert sorted(part for part in parts if part == part) == pytest.approx(sorted(squares.tolist()), rel=1e-4)
+    assert held_out.measure(dict(networks.named_parameters()))[0] == loss
 
 
 def test_workers_agree_with_one() -> None:
