@@ -1,17 +1,14 @@
 """The results of an evaluation as a page and as a plot."""
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from style_aligned.evaluation.plot import Column, Panel, draw_panels
 from style_aligned.evaluation.sets import SETTINGS, Results, Row, Setting
 from style_aligned.evaluation.statistics import Interval
 
-Length = int | float
-
-INK, PALE, GRID = "#1d2430", "#6b7480", "#dfe3e8"
+FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALIGNED, ABLATED, PLAIN = "#0a7d5a", "#4a78c8", "#c2571a"
 
 INTRODUCTION = """\
@@ -109,16 +106,7 @@ def to_plot(results: Results, scale: int = 2) -> Image.Image:
         results: The results.
         scale: The number of pixels to a unit of length. The plot is 1000 units wide.
     """
-    settings = _settings(results)
-    counts = [sum(row.setting == setting.name for row in results.rows) for setting in settings]
-    height = sum(_panel_height(count) for count in counts) + 16
-    image = Image.new("RGB", (1000 * scale, height * scale), "white")
-    pen = _Pen(image, scale)
-    top = 8
-    for setting, count in zip(settings, counts, strict=True):
-        _draw_setting(pen, setting, [row for row in results.rows if row.setting == setting.name], top)
-        top += _panel_height(count)
-    return image
+    return draw_panels([_panel(results, setting) for setting in _settings(results)], scale)
 
 
 def _settings(results: Results) -> list[Setting]:
@@ -141,64 +129,17 @@ def _show(interval: Interval, form: str) -> str:
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
-class _Pen:
-    """Draws in units of length rather than in pixels."""
-
-    def __init__(self, image: Image.Image, scale: int) -> None:
-        self.draw = ImageDraw.Draw(image)
-        self.scale = scale
-
-    def line(self, x0: Length, y0: Length, x1: Length, y1: Length, color: str, width: Length = 1) -> None:
-        points = [value * self.scale for value in (x0, y0, x1, y1)]
-        self.draw.line(points, fill=color, width=max(1, round(width * self.scale)))
-
-    def dot(self, x: Length, y: Length, color: str, radius: Length = 4.5) -> None:
-        self.draw.ellipse(
-            [value * self.scale for value in (x - radius, y - radius, x + radius, y + radius)], fill=color
-        )
-
-    def text(self, x: Length, y: Length, text: str, *, size: int = 14, color: str = INK, anchor: str = "lm") -> None:
-        font = ImageFont.load_default(size * self.scale)
-        self.draw.text((x * self.scale, y * self.scale), text, fill=color, font=font, anchor=anchor)
-
-
-def _panel_height(rows: int) -> int:
-    return 108 + 26 * rows
-
-
-def _draw_setting(pen: _Pen, setting: Setting, rows: Sequence[Row], top: Length) -> None:
-    pen.text(20, top + 20, setting.name.capitalize(), size=19)
-    pen.text(20, top + 42, setting.description, size=13, color=PALE)
-    first, last = top + 86, top + 86 + 26 * (len(rows) - 1)
+def _panel(results: Results, setting: Setting) -> Panel:
+    rows = [row for row in results.rows if row.setting == setting.name]
     columns = [
-        ("style of the reference's prompt", [row.style for row in rows], 0.25, 1.0, ".0%"),
-        ("concept of the prompt", [row.concept for row in rows], 0.25, 1.0, ".0%"),
+        Column("style of the reference's prompt", [row.style for row in rows], ".0%", FRACTIONS),
+        Column("concept of the prompt", [row.concept for row in rows], ".0%", FRACTIONS),
     ]
     ratios = [row.palette_ratio for row in rows if row.palette_ratio is not None]
     if len(ratios) == len(rows):
-        columns.append(("palette distance / unaligned", ratios, 0.25, 1.0, ".2f"))
+        columns.append(Column("palette distance / unaligned", ratios, ".2f", FRACTIONS))
     else:
-        columns.append(("palette distance", [row.palette_distance for row in rows], 10.0, 40.0, ".1f"))
-
-    for index, row in enumerate(rows):
-        pen.text(240, first + 26 * index, row.variant, color=_color(row), anchor="rm")
-    for column, (name, intervals, tick, maximum, form) in enumerate(columns):
-        left, width = 262 + 246 * column, 180
-        pen.text(left, top + 64, name, size=13, color=PALE)
-        ticks = math.ceil(max(maximum, *(interval.high for interval in intervals)) / tick)
-        for number in range(ticks + 1):
-            x = left + width * number / ticks
-            pen.line(x, first - 12, x, last + 12, GRID)
-            if number % 2 == 0:
-                pen.text(x, last + 22, f"{number * tick:{form}}", size=11, color=PALE, anchor="mm")
-        for index, (row, interval) in enumerate(zip(rows, intervals, strict=True)):
-            y = first + 26 * index
-            ends = (interval.low, interval.value, interval.high)
-            start, middle, end = (left + width * value / (ticks * tick) for value in ends)
-            pen.line(start, y, end, y, _color(row), width=2.5)
-            pen.dot(middle, y, _color(row))
-            pen.text(left + width + 12, y, f"{interval.value:{form}}", size=13, color=_color(row))
-
-
-def _color(row: Row) -> str:
-    return {"unaligned": PLAIN, "aligned": ALIGNED}.get(row.variant, ABLATED)
+        columns.append(Column("palette distance", [row.palette_distance for row in rows], ".1f"))
+    colors = {"unaligned": PLAIN, "aligned": ALIGNED}
+    labels = [(row.variant, colors.get(row.variant, ABLATED)) for row in rows]
+    return Panel(setting.name.capitalize(), setting.description, labels, columns)

@@ -40,6 +40,11 @@ A line of a `.jsonl` file may give the seed of its image: `{"prompt": "a rocket,
     "convert": """
     style-aligned convert --from sd_xl_base_1.0.safetensors --to sdxl --half
 """,
+    "evaluate": """
+How alike the images of some folders are, and whether they show what their prompts say ([more](metrics.md)):
+
+    style-aligned evaluate neon ink --output figures.json --plot figures.png
+""",
 }
 
 

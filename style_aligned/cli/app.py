@@ -13,6 +13,7 @@ import typer
 
 from style_aligned.cli import inputs, library
 from style_aligned.cli.console import Progress
+from style_aligned.cli.evaluate import evaluate
 from style_aligned.cli.sets import Settings
 from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS, GUIDANCE, STEPS
 
@@ -308,43 +309,7 @@ def convert(
     typer.echo(str(convert_checkpoint(source, target, half=half, dry_run=dry_run)))
 
 
-@app.command()
-def evaluate(
-    sets: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Sets of images in each setting.")] = 50,
-    set_size: Annotated[int, typer.Option(min=2, metavar="COUNT", help="Images in a set, the reference included.")] = 5,
-    seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.")] = 15,
-    guidance: Annotated[
-        float, typer.Option(metavar="NUMBER", help="Strength of the classifier-free guidance.")
-    ] = EMBEDDED_GUIDANCE,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, metavar="COUNT", help="Images that go through the model at a time, at least a whole set."),
-    ] = 20,
-    model: Model = "mini",
-    device: Device = "cpu",
-    output: Annotated[Path | None, typer.Option(metavar="JSON", help="Write the figures to a file too.")] = None,
-) -> None:
-    """Ask a classifier, trained on real drawings, for the style and the concept of aligned and unaligned images."""
-    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
-    inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
-    inputs.check_device(device)
-    if output is not None:
-        inputs.check_output_file(output)
-        inputs.check_figures(output)
-
-    from style_aligned.cli import run
-
-    run.evaluate(
-        lambda: library.load_model(model, device=device, dtype="float32"),
-        output,
-        sets=sets,
-        set_size=set_size,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        batch_size=batch_size,
-    )
+app.command("evaluate")(evaluate)
 
 
 def _settings(

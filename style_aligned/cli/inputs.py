@@ -14,9 +14,7 @@ import typer
 
 MAX_SIDE = 8192  # pixels
 MAX_SEED = 2**32 - 1
-MAX_FIGURES = 1 << 24  # bytes
 LINE_END = r"\r\n|\n|\r"  # not splitlines(): a prompt may hold one of Unicode's other line separators
-FIGURES = {"rows", "sets", "set_size"}  # some of what a file of an evaluation has
 
 
 @dataclass(frozen=True)
@@ -154,18 +152,6 @@ def check_output_file(path: Path, option: str = "--output") -> None:
     if path.exists() and not path.is_file():
         raise ValueError(f"expected {option} to be a file, got {path}, which is a device or a pipe")
     _check_writable(path, path.parent, option)
-
-
-def check_figures(path: Path) -> None:
-    """Check that a file is not there, or holds the figures of an earlier evaluation, and may be replaced."""
-    if not path.exists():
-        return
-    try:
-        loaded: Any = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_FIGURES else None
-    except (ValueError, RecursionError):
-        loaded = None
-    if not isinstance(loaded, dict) or not FIGURES.issubset(cast(dict[str, Any], loaded)):
-        raise ValueError(f"expected --output to be new, or of an earlier evaluation, got {path}: take another name")
 
 
 def _check_writable(output: Path, folder: Path, option: str) -> None:

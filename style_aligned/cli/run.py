@@ -12,7 +12,7 @@ from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.locking import sole_use
 from style_aligned.cli.overview import draw_overview
-from style_aligned.files import describe_picture, write_bytes, write_png
+from style_aligned.files import describe_picture, write_png
 from style_aligned.models.denoising import Model
 from style_aligned.models.family import describe_model, fingerprint
 from style_aligned.styles.reference import BaseReference, Reference
@@ -155,41 +155,6 @@ def show_style(file: Path, preview: Path | None) -> None:
         typer.echo(f"{'preview:':<17} {preview}")
 
 
-def evaluate(load: Callable[[], Model], output: Path | None, **options: Any) -> None:
-    """Evaluate a model, and write the results as a table."""
-    from style_aligned.evaluation.sets import evaluate
-
-    model = load()
-    last = 0
-    with Progress.show(0, 1) as progress:
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal last
-            progress.total(total)
-            progress.step(done - last)
-            last = done
-
-        results = evaluate(model, on_progress=on_progress, **options)
-    figures = [(_percent(row.style), _percent(row.concept), _plain(row.palette_distance)) for row in results.rows]
-    try:
-        _echo_table(
-            ("setting", "variant", "style", "concept", "palette distance"),
-            [(row.setting, row.variant, *values) for row, values in zip(results.rows, figures, strict=True)],
-            texts=2,
-        )
-    finally:  # who reads only the table's first lines has the file all the same
-        if output is not None:
-            write_bytes(output, (json.dumps(results.to_dict(), indent=2, sort_keys=True) + "\n").encode())
-
-
-def _percent(interval: Any) -> str:
-    return f"{interval.value:.1%} ({interval.low:.0%} to {interval.high:.0%})"
-
-
-def _plain(interval: Any) -> str:
-    return f"{interval.value:.1f} ({interval.low:.1f} to {interval.high:.1f})"
-
-
 def _subtitle(model_name: str, styles: Sequence[BaseReference]) -> str:
     """Name the model, and the settings that all styles have in common."""
     name = model_name if model_name == "mini" else Path(model_name).name
@@ -203,15 +168,3 @@ def _subtitle(model_name: str, styles: Sequence[BaseReference]) -> str:
     ]
     common = [values[0] for values in zip(*settings, strict=True) if len(set(values)) == 1]
     return " · ".join((name, *common))
-
-
-def _echo_table(names: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
-    """Write columns, as wide as they need to be: some of texts, then those of figures."""
-    lines = [names, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = [
-            cell.ljust(width) if index < texts else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        typer.echo("  ".join(padded))

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from functools import cache
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float
@@ -68,7 +67,7 @@ def palette_distance(image_a: Image.Image, image_b: Image.Image) -> float:
         The distance in units of CIELAB, where 2.3 is just noticeable and black and white are 100 apart. It is 0 for
         equal images, symmetric, and the same wherever pixels are moved.
     """
-    return _distance(palette(image_a), palette(image_b))
+    return float(palette_distances([palette(image_a), palette(image_b)])[0, 1])
 
 
 def set_palette_distance(images: Sequence[Image.Image]) -> float:
@@ -82,12 +81,21 @@ def set_palette_distance(images: Sequence[Image.Image]) -> float:
     """
     if len(images) < 2:
         raise ValueError(f"expected a set of at least two images, got {len(images)}")
-    palettes = [palette(image) for image in images]
-    return float(np.mean([_distance(a, b) for a, b in combinations(palettes, 2)]))
+    distances = palette_distances([palette(image) for image in images])
+    return float(distances.sum() / (len(images) * (len(images) - 1)))
 
 
-def _distance(a: Floats, b: Floats) -> float:
-    return 2 * float(np.abs(a - b).mean(dtype=np.float64))
+def palette_distances(palettes: Sequence[Floats]) -> Float[NDArray[np.float64], "images images"]:
+    """Give the distances between all palettes of a set.
+
+    Args:
+        palettes: What [`palette`][style_aligned.evaluation.palette.palette] says of each image.
+    """
+    rows = np.reshape(np.stack(palettes), (len(palettes), -1))
+    distances = np.zeros((len(rows), len(rows)))
+    for index, row in enumerate(rows):
+        distances[index] = 2 * np.abs(rows - row).mean(axis=-1, dtype=np.float64)
+    return distances
 
 
 @cache

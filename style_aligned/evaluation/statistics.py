@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 
@@ -69,6 +71,41 @@ def bootstrap_ratio(
     draws = _draw(len(array), resamples, seed)
     ratios = array[draws].mean(axis=-1) / base[draws].mean(axis=-1)
     return _interval(float(array.mean() / base.mean()), ratios, confidence)
+
+
+def bootstrap_pairs(
+    values: Float[NDArray[Any], "images images"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Estimate the mean over all pairs of images of a set, with a percentile bootstrap interval: images are drawn anew.
+
+    An image that is drawn twice makes no pair with itself, which would say nothing of the set.
+
+    Args:
+        values: The value of each pair, in a symmetric matrix. What is on its diagonal does not matter.
+        confidence: How often the interval is to hold the truth.
+        resamples: How many times to draw anew.
+        seed: The seed of the draws.
+
+    Raises:
+        ValueError: If there are fewer than two images, a value is not finite, or the confidence is not between 0 and 1.
+    """
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"expected pairs of at least two images, got {count}")
+    matrix = np.where(np.eye(count, dtype=bool), 0, np.asarray(values, dtype=np.float64))
+    if not np.isfinite(matrix).all():
+        raise ValueError("expected finite values, got others among them")
+    if resamples < 1:
+        raise ValueError(f"expected resamples to be at least 1, got {resamples}")
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+    pairs = count**2 - (draws**2).sum(axis=-1)
+    sums = ((draws @ matrix) * draws).sum(axis=-1)
+    value = float(matrix.sum() / (count * (count - 1)))
+    return _interval(value, sums[pairs > 0] / pairs[pairs > 0], confidence)
 
 
 def _check_values(values: Sequence[float]) -> NDArray[np.float64]:

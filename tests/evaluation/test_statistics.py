@@ -1,7 +1,9 @@
+from itertools import combinations, product
+
 import numpy as np
 import pytest
 
-from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio
+from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_pairs, bootstrap_ratio
 
 
 def test_bootstrap_interval_holds_the_truth_as_often_as_it_says() -> None:
@@ -40,6 +42,39 @@ def test_ratio_draws_pairs() -> None:
     other = np.random.default_rng(1).permutation(baseline / 2)
     unpaired = bootstrap_ratio(other.tolist(), baseline.tolist())
     assert unpaired.low < 0.45 < 0.55 < unpaired.high
+
+
+def test_mean_over_pairs_and_its_interval_by_hand() -> None:
+    """Of three images, all 27 ways to draw three anew, without the three that draw one image alone."""
+    values = np.array([[9.0, 0.1, 0.4], [0.1, 9.0, 0.7], [0.4, 0.7, 9.0]])
+    interval = bootstrap_pairs(values, resamples=200_000)
+    assert interval.value == pytest.approx((0.1 + 0.4 + 0.7) / 3)
+    means: list[float] = []
+    for draw in product(range(3), repeat=3):
+        pairs = [values[a, b] for a, b in combinations(draw, 2) if a != b]
+        means += [float(np.mean(pairs))] if pairs else []
+    assert len(means) == 24
+    np.testing.assert_allclose([interval.low, interval.high], np.quantile(means, [0.025, 0.975]), atol=1e-9)
+
+
+def test_interval_over_pairs_holds_the_truth() -> None:
+    """Images are numbers, and a pair's value their product: its mean over all images is the square of theirs."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(300):
+        images = rng.normal(1, 1, size=30)
+        interval = bootstrap_pairs(np.outer(images, images), resamples=400)
+        held += interval.low <= 1 <= interval.high
+    assert 0.87 < held / 300 < 0.98
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([[1.0]], "expected pairs of at least two images, got 1"), ([[1, np.nan], [np.nan, 1]], "expected finite values")],
+)
+def test_bad_pairs_are_refused(values: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap_pairs(np.array(values))
 
 
 @pytest.mark.parametrize(
