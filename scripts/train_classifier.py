@@ -11,6 +11,7 @@ looks at shape and manner. It is never trained on a generated image. Ten minutes
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def save(classifier: Classifier, path: Path, results: dict[str, Any]) -> None:
     part.replace(path)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.train_classifier", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with images.npy and index.json")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="the weights to write (default: the package's)")
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)  # pyright: ignore[reportUnknownMemberType]

@@ -20,7 +20,7 @@ from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_a
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.export import export_autoencoder, export_unet, load_autoencoder
 from scripts.mini_training.latents import encode_drawings
-from scripts.mini_training.parallel import Workers
+from scripts.mini_training.parallel import Workers, count_workers
 from scripts.mini_training.unet_stage import UNetSettings, train_unet
 
 STAGES = ("data", "autoencoder", "latents", "unet", "export")
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     threads = options.threads if options.device == "cpu" else 1
-    workers = Workers(max(n for n in range(1, threads + 1) if options.batch_size // 2 % n == 0))
+    workers = Workers(count_workers(threads, options.batch_size))
     options.output.mkdir(parents=True, exist_ok=True)
     data = options.data or options.output / "data"
     stages = STAGES if options.stage == "all" else (options.stage,)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from refiners.foundationals.latent_diffusion.solvers import DDIM
@@ -5,6 +7,9 @@ from refiners.foundationals.latent_diffusion.solvers import DDIM
 from style_aligned.adapter import layers
 from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
 from style_aligned.styles.style import Style
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the workers share the cores
 
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 
@@ -44,6 +49,15 @@ def style(model: Mini) -> Style:
         model, "a fox, neon sign", negative_prompt="ink", seed=3, num_inference_steps=3, condition_scale=2.5,
         size=(64, 128), options={"scale": 0.8, "shift": 0.25},
     )  # fmt: skip
+
+
+@pytest.fixture
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GPU that computes in float32 where it is asked to. Without one, the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return "cuda"
 
 
 @pytest.fixture(params=["sums", "batch normalization"])

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+def count_workers(threads: int, batch_size: int) -> int:
+    """Return the most workers for some threads that share the sheets of a batch evenly, which are half of its size."""
+    return max(count for count in range(1, threads + 1) if batch_size // 2 % count == 0)
+
+
 class Workers:
     """Computes losses and gradients of parts of a batch at the same time.
 

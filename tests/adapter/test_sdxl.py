@@ -12,7 +12,7 @@ from style_aligned import ReferenceBank, StyleAlignedAdapter
 from tests.chains import snapshot
 from tests.oracle import relative_error
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 
 
 @pytest.fixture(scope="module")

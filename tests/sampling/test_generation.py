@@ -353,6 +353,7 @@ def test_stable_diffusion_1_of_a_narrow_width(
 
 
 @pytest.mark.slow
+@pytest.mark.full_size
 def test_stable_diffusion_1() -> None:
     from refiners.foundationals.clip.text_encoder import CLIPTextEncoderL
     from refiners.foundationals.latent_diffusion.auto_encoder import LatentDiffusionAutoencoder

@@ -23,6 +23,7 @@ def first_cells(output: str) -> list[str]:
     return [line.split("|")[1].strip() for line in output.splitlines() if line.startswith("|")]
 
 
+@pytest.mark.full_size
 def test_steps_of_the_full_size_unet() -> None:
     output = run("scripts/benchmark.py", "--latents", "16", "--images", "2", "--rounds", "1")
     assert first_cells(output)[2:] == ["plain", "bound", "ours", "built-in", "targets' bound", "replay"]

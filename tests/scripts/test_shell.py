@@ -93,7 +93,7 @@ def test_the_tests_run_in_the_project(project: Path, tmp_path: Path) -> None:
     assert log(project) == [
         "-m pip install --quiet --constraint constraints.txt --editable .[test]",
         "-m pyright",
-        "-m pytest -m not slow",
+        "-m pytest --numprocesses 2 --dist worksteal",
     ]
     assert run(project, "test", "-k", "fox", folder=tmp_path).returncode == 0
     assert log(project)[-1] == "-m pytest -k fox"

@@ -23,7 +23,7 @@ from tests.models.checkpoints.narrow import (
 from tests.models.checkpoints.pipelines import diffusers, make_tokenizer, quiet, randomise, transformers
 from tests.models.checkpoints.test_parts import PROMPTS, STEPS, error, random
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.full_size]
 FULL_SIZE = True
 NEGATIVE = "blurry"
 

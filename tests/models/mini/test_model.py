@@ -129,10 +129,6 @@ def test_refuses_broken_weights(folder: Path, name: str) -> None:
     write(path, {key: tensor for key, tensor in tensors.items() if key != first}, metadata)
     with pytest.raises(ValueError, match=f"{name}.safetensors does not hold this model's weights"):
         load_mini(folder=folder)
-    tensors[first].view(-1)[0] = float("nan")
-    write(path, tensors, metadata)
-    with pytest.raises(ValueError, match=f"{name}.safetensors is corrupted: .* is not finite"):
-        load_mini(folder=folder)
 
 
 @pytest.mark.parametrize("name", ["unet", "autoencoder", "text_encoder"])
@@ -173,27 +169,6 @@ def test_digest_covers_names_kinds_shapes_and_bytes() -> None:
     assert digest({"a": torch.tensor([1, 2], dtype=torch.int16)}) == expected
     every_second = torch.tensor([1, 0, 2, 0], dtype=torch.int16)[::2]
     assert digest({"a": every_second}) == expected
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "message"),
-    [
-        ("{bad", "as JSON, got '{bad'"),
-        ("[" * 100_000, "as JSON, got"),
-        ("3", "as a list of different texts, got '3'"),
-        ('{"a": 1}', "as a list of different texts"),
-        ('["a", 1]', "as a list of different texts"),
-        ('["a", "a"]', "as a list of different texts"),
-        ("[]", "as a list of different texts"),
-    ],
-)
-def test_refuses_damaged_names(folder: Path, vocabulary: str, message: str) -> None:
-    path = folder / "text_encoder.safetensors"
-    write(path, load_file(path), {"vocabulary": vocabulary, "styles": vocabulary})
-    with pytest.raises(ValueError, match=rf"text_encoder\.safetensors is corrupted: expected its vocabulary {message}"):
-        load_mini(folder=folder)
-    with pytest.raises(ValueError, match=rf"text_encoder\.safetensors is corrupted: expected its styles {message}"):
-        known_styles(folder)
 
 
 def test_refuses_a_text_encoder_without_vocabulary(folder: Path) -> None:

@@ -70,6 +70,7 @@ def test_the_solver_is_precise_in_half_precision() -> None:
     assert torch.equal(solver.cumulative_scale_factors, load_mini().solver.cumulative_scale_factors)
 
 
+@pytest.mark.slow  # it measures time, which other tests may be pressed for
 def test_loads_in_under_a_second() -> None:
     def load() -> float:
         start = time.perf_counter()

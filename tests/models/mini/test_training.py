@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,15 +11,15 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 from safetensors.torch import load_file
 
 from scripts.mini_data.captions import vocabulary
-from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_autoencoder
+from scripts.mini_data.sources import SourceError
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.held_out import HeldOutLoss
 from scripts.mini_training.latents import encode_drawings, load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
-from scripts.mini_training.parallel import Workers
+from scripts.mini_training.parallel import Workers, count_workers
 from scripts.mini_training.tracing import record
-from scripts.mini_training.unet_stage import Batches, UNetSettings, train_unet
+from scripts.mini_training.unet_stage import Batches, UNetSettings
 from scripts.train_mini import main, parse
 from style_aligned.models.mini import MiniAutoencoder, load_mini
 from style_aligned.models.mini.model import WEIGHTS
@@ -112,40 +111,6 @@ def test_batches_go_on_where_they_were() -> None:
         assert all(torch.equal(tensor, other) for tensor, other in zip(tensors, others, strict=True))
     tokens = [tensors[3] for tensors in expected]
     assert any(not torch.equal(one, other) for one, other in zip(tokens, without_state, strict=True))
-
-
-def test_what_is_held_out_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    splits = ["held_out_cell", "train", "held_out_foundry", "train", "train"]
-    records = [
-        {"concept": concept, "style": "ink", "foundry": "noto", "factors": {}, "split": split}
-        for concept, split in zip(("fox", "cat", "dog", "car", "owl"), splits, strict=True)
-    ]
-    pictures = np.random.default_rng(0).integers(0, 256, size=(5, 64, 64, 3), dtype=np.uint8)
-    drawings = Drawings(pictures, records, ["fox"], ["ink"])
-    encode_drawings(MiniAutoencoder(), drawings, tmp_path / "latents.safetensors")
-    started: list[Batches] = []
-
-    def start(*arguments: Any) -> Batches:
-        started.append(Batches(*arguments))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("scripts.mini_training.unet_stage.Batches", start)
-    with pytest.raises(KeyboardInterrupt):
-        train_unet(drawings, tmp_path, UNetSettings(), "cpu", Workers(1))
-    assert [record["concept"] for record in started[0].records] == ["cat", "car", "owl"]
-    straight = load_file(tmp_path / "latents.safetensors")["straight"]
-    assert torch.equal(started[0].latents[0], straight[[1, 3, 4]])
-
-    trained: list[list[int]] = []
-
-    def choose(drawings: Drawings, indices: list[int], *_: Any, **__: Any) -> None:
-        trained.append(indices)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("scripts.mini_training.autoencoder_stage.random_batch", choose)
-    with pytest.raises(KeyboardInterrupt):
-        train_autoencoder(drawings, tmp_path, AutoencoderSettings(), "cpu", Workers(1))
-    assert trained == [[1, 3, 4]]
 
 
 @torch.no_grad()
@@ -280,19 +245,6 @@ def test_resumed_training_is_the_same(tmp_path: Path) -> None:
         assert torch.equal(one[1].tensors[name], other[1].tensors[name])
 
 
-@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 2), (3, 2), (7, 4), (12, 8), (64, 16)])
-def test_workers_share_a_batch_evenly(
-    threads: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers, set_num_threads = Mock(), Mock()
-    monkeypatch.setattr("scripts.train_mini.Workers", workers)
-    monkeypatch.setattr("torch.set_num_threads", set_num_threads)
-    with pytest.raises(FileNotFoundError):
-        main(["--output", str(tmp_path), "--stage", "unet", "--threads", str(threads), "--device", "cpu"])
-    workers.assert_called_once_with(count)
-    set_num_threads.assert_called_once_with(threads)
-
-
 def test_batches_that_sheets_do_not_fill_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse(["--output", "run", "--batch-size", "7"])
@@ -306,18 +258,18 @@ def test_training_of_no_steps_is_refused(option: str, capsys: pytest.CaptureFixt
     assert f"argument {option}: expected at least 1, got 0" in capsys.readouterr().err
 
 
-def test_drawings_are_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared: list[Path] = []
+@pytest.mark.parametrize(("threads", "count"), [(1, 1), (2, 2), (3, 2), (7, 4), (12, 8), (64, 16)])
+def test_workers_share_a_batch_evenly(threads: int, count: int) -> None:
+    assert count_workers(threads, batch_size=32) == count
 
-    def prepare(*, output: Path, sources: Path) -> None:
-        prepared.append(output)
-        output.mkdir()
-        (output / "index.json").write_text('{"records": [], "concepts": [], "styles": []}')
-        np.save(output / "images.npy", np.zeros((0, 256, 256, 3), np.uint8))
 
-    monkeypatch.setattr("scripts.train_mini.prepare", prepare)
+def test_drawings_are_prepared_where_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without npm there is nothing to prepare them from
     with pytest.raises(FileNotFoundError, match=f"no drawings in {tmp_path / 'data'}: expected --stage data or all"):
         main(["--output", str(tmp_path), "--stage", "unet"])
-    for _ in range(2):
+    with pytest.raises(SourceError, match="npm was not found"):
         main(["--output", str(tmp_path), "--stage", "data"])
-    assert prepared == [tmp_path / "data"]
+    (tmp_path / "data").mkdir(exist_ok=True)
+    (tmp_path / "data" / "index.json").write_text('{"records": [], "concepts": [], "styles": []}')
+    np.save(tmp_path / "data" / "images.npy", np.zeros((0, 256, 256, 3), np.uint8))
+    main(["--output", str(tmp_path), "--stage", "data"])
