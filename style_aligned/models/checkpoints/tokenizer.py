@@ -121,8 +121,8 @@ class ExactCLIPTokenizer(CLIPTokenizer):
 class TextToTokens(fl.Chain):
     """The tokenizer in its place in a text encoder.
 
-    Refiners' `ConceptExtender`, for textual inversion, puts a tokenizer of Refiners' own in the place of the one that it
-    finds. Here it finds this chain's, and this chain computes the tokens of CLIP, with the concepts that it was given.
+    Refiners' `ConceptExtender`, for textual inversion, puts a tokenizer of Refiners' own in the place of the one that
+    it finds. Here it finds this chain's, and this chain computes the tokens of CLIP, with the concepts it was given.
 
     Receives:
         text (str | list[str]): One text or several.
