@@ -153,7 +153,8 @@ def evaluate_folders(
         if on_image is not None:
             on_image(done, total)
         group = _group(folder, image_set, several=len(folders) > 1, compared=any(one.is_unaligned for _, one in found))
-        sets.append(Measures(image_set.name, group, 1, len(image_set.images), values))
+        name = str(image_set.images[-1].parent) if len(folders) > 1 else image_set.name
+        sets.append(Measures(name, group, 1, len(image_set.images), values))
     return Evaluation(tuple(sets), tuple(_groups(sets, metrics)), models)
 
 

@@ -92,7 +92,8 @@ def test_aligned_and_unaligned_are_compared(tmp_path: Path) -> None:
 
 def test_several_folders_are_told_apart(folder: Path) -> None:
     evaluation = evaluate_folders([folder / "ink", folder / "neon"], metrics=["palette"])
-    assert [one.name for one in evaluation.groups] == [str(folder / "ink"), str(folder / "neon")]
+    for measures in (evaluation.groups, evaluation.sets):
+        assert [one.name for one in measures] == [str(folder / "ink"), str(folder / "neon")]
     with pytest.raises(ValueError, match=r"expected different folders, got .*/ink twice"):
         evaluate_folders([folder / "ink", folder / "ink"], metrics=["palette"])
 

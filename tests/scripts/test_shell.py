@@ -44,7 +44,7 @@ def executable(path: Path, content: str) -> Path:
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     root = tmp_path / "the project"
-    for name in ("demo", "environment", "test"):
+    for name in ("demo", "environment", "reproduce_table_2", "test"):
         executable(root / "scripts" / name, (SCRIPTS / name).read_text())
     return root
 
@@ -86,6 +86,14 @@ def test_the_demo_by_relative_paths(project: Path, script: str) -> None:
     environment = {**os.environ, "PYTHON": str(stub), "CDPATH": str(project)}
     done = subprocess.run([script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == [str(folder), str(project / ".venv" / "bin" / "style-aligned"), "demo"]
+
+
+def test_table_2_installs_what_it_takes(project: Path, tmp_path: Path) -> None:
+    assert run(project, "reproduce_table_2", "--sets", "3", folder=tmp_path).returncode == 0
+    assert log(project) == [
+        f"-I -m pip install --quiet --constraint {project}/constraints.txt --editable {project}[hub,metrics]",
+        "-m scripts.table_2 --sets 3",
+    ]
 
 
 def test_the_tests_run_in_the_project(project: Path, tmp_path: Path) -> None:
