@@ -5,21 +5,20 @@ generated image.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from refiners.fluxion import layers as fl
 from refiners.fluxion.utils import images_to_tensor, no_grad
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, device as Device, dtype as DType
 from torch.nn.functional import interpolate
 
-from style_aligned.models.mini.model import check_digest
+from style_aligned.models.mini.model import read_weights
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "mini" / "weights" / "classifier.safetensors"
 
@@ -183,42 +182,8 @@ class Classifier(fl.Chain):
         )
 
 
-def _is_names(value: Any) -> bool:
-    names = cast(list[Any], value) if isinstance(value, list) else []
-    return bool(names) and all(isinstance(name, str) for name in names)
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) is int and value > 0
-
-
-def _is_three_positive(value: Any) -> bool:
-    return isinstance(value, list) and list(map(_is_positive, cast(list[Any], value))) == [True] * 3
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "styles": ("a list of names", _is_names),
-    "concepts": ("a list of names", _is_names),
-    "channels": ("three positive integers", _is_three_positive),
-    "size": ("a positive integer", _is_positive),
-    "accuracy": ("a mapping", _is_mapping),
-}
-"""What a classifier's file says of it, as JSON."""
-
-
-def _read_value(metadata: Mapping[str, str], key: str, path: Path) -> Any:
-    expected, is_expected = EXPECTED[key]
-    try:
-        value: Any = json.loads(metadata[key])
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"expected {key} of the classifier at {path} as JSON, got {metadata[key][:80]!r}") from error
-    if not is_expected(value):
-        raise ValueError(f"expected {key} of the classifier at {path} to be {expected}, got {metadata[key][:80]!r}")
-    return value
+KEYS = ("styles", "concepts", "channels", "size", "accuracy")
+"""What the metadata of a classifier's file say of it, as JSON."""
 
 
 def read_classifier_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -234,27 +199,10 @@ def read_classifier_file(path: Path | str = WEIGHTS) -> tuple[dict[str, Tensor],
     Raises:
         ValueError: If the file is missing, damaged, or no classifier's.
     """
-    path = Path(path)
-    try:
-        with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-            handle = cast(Any, file)
-            weights: dict[str, Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-            metadata: dict[str, str] = handle.metadata() or {}
-    except FileNotFoundError as error:
-        raise ValueError(f"expected the classifier's weights at {path}, got no such file") from error
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"expected the classifier's weights at {path}, got no whole safetensors file: {error}"
-        ) from error
-    if missing := EXPECTED.keys() - metadata.keys():
-        raise ValueError(
-            f"expected the classifier's weights at {path}, got a file that does not say its"
-            f" {', '.join(sorted(missing))}"
-        )
-    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"expected finite weights in {path}, got others in {', '.join(broken)}")
-    check_digest(weights, metadata, path)
-    return weights, {key: _read_value(metadata, key, path) for key in EXPECTED}
+    weights, metadata = read_weights(path)
+    if missing := [key for key in KEYS if key not in metadata]:
+        raise ValueError(f"{path} is no classifier's file: it does not say its {', '.join(missing)}")
+    return weights, {key: json.loads(metadata[key]) for key in KEYS}
 
 
 def load_classifier(
@@ -284,5 +232,5 @@ def load_classifier(
     try:
         classifier.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"expected the classifier's weights at {path}, got another network's: {error}") from error
+        raise ValueError(f"{path} does not hold a classifier's weights: {error}") from error
     return classifier.to(device=device, dtype=dtype)

@@ -123,20 +123,13 @@ def of_other_names(classifier: Classifier, path: Path) -> None:
     write(classifier, path, styles='["neon sign"]')
 
 
-def with_infinities(classifier: Classifier, path: Path) -> None:
-    broken = Classifier(styles=classifier.styles, concepts=classifier.concepts, channels=(8, 8, 8))
-    torch.nn.init.constant_(next(broken.parameters()), float("inf"))
-    write(broken, path)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (left_out, "no such file"),
-        (cut_off, "no whole safetensors file"),
-        (without_names, "does not say its accuracy, styles"),
-        (of_other_names, "another network's"),
-        (with_infinities, "expected finite weights in .* got others in Conv2d_1.weight"),
+        (left_out, r"classifier\.safetensors is missing"),
+        (cut_off, "is not a whole safetensors file"),
+        (without_names, "does not say its styles, accuracy"),
+        (of_other_names, "does not hold a classifier's weights"),
     ],
 )
 def test_damaged_classifiers_are_refused(

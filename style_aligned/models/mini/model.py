@@ -82,7 +82,19 @@ def check_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], pat
         )
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_weights(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of weights of this package.
+
+    Args:
+        path: The safetensors file.
+
+    Returns:
+        The weights by name, and the file's metadata.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
             handle = cast(Any, file)
@@ -90,7 +102,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors: dict[str, Tensor] = {name: handle.get_tensor(name) for name in names}
             metadata: dict[str, str] = handle.metadata() or {}
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: the embedded model's weights are not complete") from error
+        raise ValueError(f"{path} is missing") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     check_digest(tensors, metadata, path)
@@ -126,16 +138,16 @@ def load_mini(device: Device | str = "cpu", dtype: DType = torch.float32, folder
     """
     folder = Path(folder)
     unet_path, lda_path, text_path = (folder / name for name in FILES)
-    tensors, metadata = _read(text_path)
+    tensors, metadata = read_weights(text_path)
     vocabulary = _read_words(metadata, "vocabulary", text_path)
     # built without memory, then given the files' tensors: nothing is initialized only to be overwritten
     # (save the text encoders: they are tiny, and an embedding without memory makes PyTorch import for a second)
     text_encoder = MiniDoubleTextEncoder(vocabulary)
     _assign(text_encoder, tensors, text_path)
     unet = MiniUNet(device="meta")
-    _assign(unet, _read(unet_path)[0], unet_path)
+    _assign(unet, read_weights(unet_path)[0], unet_path)
     lda = MiniAutoencoder(device="meta")
-    _assign(lda, _read(lda_path)[0], lda_path)
+    _assign(lda, read_weights(lda_path)[0], lda_path)
     model = Mini(unet=unet, lda=lda, clip_text_encoder=text_encoder, device=device, dtype=dtype)
     model.solver = DDIM(num_inference_steps=30, device=device)  # in float32: numbers near 1 are too coarse in half
     return model
@@ -154,4 +166,4 @@ def known_styles(folder: Path | str = WEIGHTS) -> list[str]:
 @cache
 def _names(folder: Path, key: str) -> tuple[str, ...]:
     path = folder / FILES[2]
-    return tuple(_read_words(_read(path)[1], key, path))
+    return tuple(_read_words(read_weights(path)[1], key, path))
