@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from style_aligned.adapter.adapter import StyleAlignedAdapter
     from style_aligned.adapter.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
     from style_aligned.adapter.reference_bank import ReferenceBank
+    from style_aligned.models.checkpoints.load import load_model
     from style_aligned.sampling.generation import Sample, generate, generate_unaligned
     from style_aligned.styles.file import StyleError
     from style_aligned.styles.reference import Reference
@@ -26,6 +27,7 @@ __all__ = [
     "StyleError",
     "generate",
     "generate_unaligned",
+    "load_model",
 ]
 
 _MODULES = {
@@ -42,6 +44,7 @@ _MODULES = {
     "StyleError": "styles",
     "generate": "sampling",
     "generate_unaligned": "sampling",
+    "load_model": "models.checkpoints",
 }
 
 

@@ -19,6 +19,7 @@ from style_aligned.models.checkpoints.tokenizer import put_exact_tokenizers
 Layout = Literal["diffusers", "original", "refiners"]
 
 LEFTOVERS = (  # of training, and constants that every implementation computes for itself
+    r"(.+\.)?(v_pred|ztsnr)",
     r"model_ema\..+",
     r"denoiser\..+",
     r"first_stage_model\.(loss|model_ema)\..+",

@@ -12,12 +12,19 @@ from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import MemoryMaps
 from style_aligned.models.checkpoints.plan import MODEL_PARTS, Weight, make_plan
 from style_aligned.models.checkpoints.sources import Checkpoint, open_checkpoint
+from style_aligned.models.traits import Traits, set_traits
 
 MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def load_model(
-    name_or_path: str | Path, *, device: Device | str = "cpu", dtype: DType = torch.float32
+    name_or_path: str | Path = "mini",
+    *,
+    device: Device | str = "auto",
+    dtype: DType | str = "auto",
+    timestep_spacing: str | None = None,
+    prediction_type: str | None = None,
+    rescale_betas_zero_snr: bool | None = None,
 ) -> StableDiffusion_XL | StableDiffusion_1:
     """Load a model.
 
@@ -27,34 +34,63 @@ def load_model(
     Args:
         name_or_path: `"mini"` for the embedded model, a diffusers folder, a single file with the original names, a
             folder in Refiners' format, or a name on the Hugging Face hub.
-        device: The PyTorch device to use.
-        dtype: The type of the weights: float32, float16 or bfloat16. With float16, the autoencoder, which would
-            overflow, is in float32.
+        device: The PyTorch device to use. `"auto"` takes CUDA, or else MPS, or else the CPU.
+        dtype: The type of the weights: float32, float16 or bfloat16. `"auto"` takes float16, or float32 on the CPU and
+            for the embedded model. With float16, the autoencoder, which would overflow, is in float32.
+        timestep_spacing: Where the steps of the model's solver are: `"leading"`, `"trailing"` (for few steps: Turbo,
+            Lightning, Hyper) or `"linspace"`. None takes what the checkpoint says, and else `"leading"`.
+        prediction_type: What the U-Net predicts: `"epsilon"` (noise) or `"v_prediction"` (velocity). None takes what
+            the checkpoint says, and else noise.
+        rescale_betas_zero_snr: Whether the noise schedule ends in pure noise. None takes what the checkpoint says.
 
     Returns:
         The model, with the noise schedule that it was trained for.
 
     Raises:
         CheckpointError: If that cannot be loaded, naming the file and the first tensor at fault.
-        ValueError: For another type.
+        ValueError: For another type or device, or for the schedule of the embedded model.
 
     Example:
         ```py
-        from style_aligned.models.checkpoints import load_model
+        from style_aligned import load_model
 
-        mini = load_model("mini", dtype=torch.bfloat16)  # or "sd_xl_base_1.0.safetensors", on "cuda"
-        assert mini.unet.dtype == torch.bfloat16
+        mini = load_model("mini", dtype="bfloat16")  # or "sd_xl_base_1.0.safetensors", on "cuda"
+        assert str(mini.unet.dtype) == "torch.bfloat16"
         ```
     """
-    if dtype not in MODEL_DTYPES:
-        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, MODEL_DTYPES))}")
-    if str(name_or_path) == "mini":
+    is_mini = str(name_or_path) == "mini"
+    device = _find_device(device)
+    dtype = _find_dtype(dtype, device, is_mini)
+    schedule = {
+        "timestep_spacing": timestep_spacing,
+        "prediction_type": prediction_type,
+        "rescale_betas_zero_snr": rescale_betas_zero_snr,
+    }
+    if is_mini:
         from style_aligned.models.mini import load_mini
 
+        if given := [name for name, value in schedule.items() if value is not None]:
+            raise ValueError(f"the embedded model has one schedule; expected no {given[0]}")
         return load_mini(device=device, dtype=dtype)
-    return load_checkpoint(
-        open_checkpoint(name_or_path, prefer_half=dtype != torch.float32), device=device, dtype=dtype
-    )
+    checkpoint = open_checkpoint(name_or_path, prefer_half=dtype != torch.float32, **schedule)
+    return load_checkpoint(checkpoint, device=device, dtype=dtype)
+
+
+def _find_device(device: Device | str) -> Device:
+    if device != "auto":
+        return Device(device)
+    if torch.cuda.is_available():
+        return Device("cuda")
+    return Device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _find_dtype(dtype: DType | str, device: Device, is_mini: bool) -> DType:
+    if dtype == "auto":
+        return torch.float32 if is_mini or device.type == "cpu" else torch.float16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in MODEL_DTYPES:
+        raise ValueError(f"dtype is {dtype}; expected one of {', '.join(map(str, MODEL_DTYPES))}, or 'auto'")
+    return found
 
 
 def load_checkpoint(
@@ -80,6 +116,13 @@ def load_checkpoint(
         norm.eps = 1e-6  # as it was trained; Refiners builds some with 1e-5
     model.solver = checkpoint.schedule.solver().to(device=device)
     model.device, model.dtype = device, dtype
+    set_traits(
+        model,
+        Traits(
+            prediction_type=checkpoint.schedule.prediction_type,
+            force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
+        ),
+    )
     return model
 
 

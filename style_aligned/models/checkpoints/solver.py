@@ -1,16 +1,30 @@
-"""The noise schedule that the weights were trained for, read from diffusers' settings."""
+"""DDIM as diffusers runs it, for every noise schedule and prediction that a checkpoint can ask for."""
 
-import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from refiners.foundationals.latent_diffusion.solvers import DDIM, NoiseSchedule, SolverParams, TimestepSpacing
+import numpy as np
+import torch
+from refiners.foundationals.latent_diffusion.solvers import DDIM, SolverParams, TimestepSpacing
+from refiners.foundationals.latent_diffusion.solvers.solver import ResolvedSolverParams
 from torch import Generator, Tensor
 
-from style_aligned.models.checkpoints.errors import CheckpointError
+PredictionType = Literal["epsilon", "v_prediction"]
 
-MAX_TIMESTEPS = 10_000  # for each of which a solver has numbers in memory
-NOISE_SCHEDULES = {"scaled_linear": NoiseSchedule.QUADRATIC, "linear": NoiseSchedule.UNIFORM}
+
+@dataclass(kw_only=True, frozen=True)
+class SourceParams(ResolvedSolverParams):
+    """Parameters of a solver that Refiners' have no names for; the names are diffusers'.
+
+    Attributes:
+        prediction_type: What the U-Net predicts: the noise, or the velocity.
+        rescale_betas_zero_snr: Whether the schedule is rescaled to end in pure noise.
+        set_alpha_to_one: Whether the last step goes to a picture without any noise.
+    """
+
+    prediction_type: PredictionType = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    set_alpha_to_one: bool = False
 
 
 class SourceDDIM(DDIM):
@@ -18,95 +32,95 @@ class SourceDDIM(DDIM):
 
     Refiners' drops the noise of the very last step. The schedule of SDXL and SD 1.5 does not end without noise
     (diffusers: `set_alpha_to_one=False`): what is left has a deviation of 0.03, and it belongs to the picture.
+    Refiners' has neither velocity prediction nor zero terminal SNR, and its `TRAILING` has a timestep too many.
 
-    See [[arXiv:2010.02502] Denoising Diffusion Implicit Models](https://arxiv.org/abs/2010.02502) for more details.
+    See [[arXiv:2010.02502] Denoising Diffusion Implicit Models](https://arxiv.org/abs/2010.02502) for more details, and
+    [[arXiv:2305.08891] Common Diffusion Noise Schedules and Sample Steps are Flawed](https://arxiv.org/abs/2305.08891).
     """
+
+    def __init__(self, num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Initialize the SourceDDIM.
+
+        Args:
+            num_inference_steps: The number of steps.
+            *args: As for Refiners' `DDIM`.
+            **kwargs: As for Refiners' `DDIM`; `params` may be `SourceParams`.
+
+        Raises:
+            ValueError: If the model predicts noise, and a step is at a timestep where there is nothing but noise.
+        """
+        super().__init__(num_inference_steps, *args, **kwargs)
+        reached = self.timesteps[self.timesteps < len(self.cumulative_scale_factors)]
+        if self.prediction_type == "epsilon" and (self.cumulative_scale_factors[reached] == 0).any():
+            raise ValueError(
+                f"a model that predicts noise cannot start at timestep {int(reached[0])}, where there is nothing but"
+                " noise (zero terminal SNR): expected timestep_spacing='leading', or a model that predicts velocity"
+            )
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the U-Net predicts."""
+        return self.params.prediction_type if isinstance(self.params, SourceParams) else "epsilon"
+
+    def resolve_params(self, params: SolverParams | None) -> ResolvedSolverParams:
+        return params if isinstance(params, SourceParams) else super().resolve_params(params)
+
+    def sample_noise_schedule(self) -> Tensor:
+        scale_factors = super().sample_noise_schedule()
+        if isinstance(self.params, SourceParams) and self.params.rescale_betas_zero_snr:
+            signal = scale_factors.cumprod(dim=0).sqrt()
+            squared = ((signal - signal[-1]) * (signal[0] / (signal[0] - signal[-1]))) ** 2
+            scale_factors = torch.cat([squared[:1], squared[1:] / squared[:-1]])
+        return scale_factors
+
+    def _generate_timesteps(self) -> Tensor:
+        count, total = self.num_inference_steps, self.params.num_train_timesteps
+        match self.params.timesteps_spacing:
+            case TimestepSpacing.TRAILING:
+                timesteps = [round(end) - 1 for end in np.arange(total, 0, -total / count)[:count].tolist()]
+            case TimestepSpacing.LINSPACE:
+                timesteps = [round(timestep) for timestep in reversed(np.linspace(0, total - 1, count).tolist())]
+            case _:
+                return super()._generate_timesteps()
+        return torch.tensor(timesteps)
 
     def __call__(self, x: Tensor, predicted_noise: Tensor, step: int, generator: Generator | None = None) -> Tensor:
         """Apply one step of the backward diffusion process.
 
         Args:
             x: The latents, of any shape.
-            predicted_noise: What the U-Net predicts for them, of the same shape.
+            predicted_noise: What the U-Net predicts for them, of the same shape: noise, or velocity.
             step: The index of the step.
             generator: Ignored, this solver is deterministic.
 
         Returns:
             The latents of the next step, of the same shape.
         """
-        denoised_x = super().__call__(x=x, predicted_noise=predicted_noise, step=step, generator=generator)
-        if step == self.num_inference_steps - 1:
-            denoised_x = denoised_x + self.noise_std[0] * predicted_noise
-        return denoised_x
+        assert self.first_inference_step <= step < self.num_inference_steps, f"invalid step {step}"
+        previous = int(self.timesteps[step]) - self.params.num_train_timesteps // self.num_inference_steps
+        scale = self.cumulative_scale_factors[max(previous, 0)]
+        if previous < 0 and isinstance(self.params, SourceParams) and self.params.set_alpha_to_one:
+            scale = torch.ones_like(scale)
+        if self.prediction_type == "v_prediction":
+            current, std = self._signal_and_noise(step)
+            noise = current * predicted_noise + std * x
+        else:
+            noise = predicted_noise
+        return scale * self.remove_noise(x, predicted_noise, step) + torch.sqrt(1 - scale**2) * noise
 
+    def remove_noise(self, x: Tensor, noise: Tensor, step: int) -> Tensor:
+        """Return the picture that a prediction means.
 
-@dataclass(frozen=True)
-class Schedule:
-    """The noise schedule of a model; the defaults are those of SDXL and SD 1.5.
-
-    Attributes:
-        num_train_timesteps: The number of timesteps in training.
-        beta_start: The diffusion rate of the first.
-        beta_end: The diffusion rate of the last.
-        beta_schedule: How it goes from one to the other, in diffusers' words.
-        steps_offset: The last timestep of a picture.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    steps_offset: int = 1
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], where: object) -> "Schedule":
-        """Read the schedule from diffusers' `scheduler_config.json`.
-
-        Raises:
-            CheckpointError: For a model that predicts anything but noise, a schedule that Refiners does not know, or
-                settings that no model has.
+        Args:
+            x: The latents.
+            noise: What the U-Net predicts for them: noise, or velocity.
+            step: The index of the step.
         """
-        kind = str(config.get("_class_name", ""))
-        if kind.startswith("EDM") or config.get("trained_betas") is not None:
-            what = "noise levels in the way of EDM" if kind.startswith("EDM") else "betas of its own"
-            raise CheckpointError(f"{where}: a model with {what}, for which Refiners has no solver")
-        prediction = config.get("prediction_type", "epsilon")
-        if prediction != "epsilon":
-            raise CheckpointError(f"{where}: a model that predicts {prediction!r}; only 'epsilon' (noise) is supported")
-        if config.get("timestep_spacing", "leading") != "leading":
-            warnings.warn(
-                f"{where}: timesteps spaced {config['timestep_spacing']!r}; they will be 'leading' here", stacklevel=2
-            )
-        try:
-            fields = {name: type(default)(config.get(name, default)) for name, default in vars(cls()).items()}
-        except (TypeError, ValueError, OverflowError) as error:
-            raise CheckpointError(f"{where}: settings that make no sense: {error}") from error
-        if fields["beta_schedule"] not in NOISE_SCHEDULES:
-            raise CheckpointError(
-                f"{where}: a beta schedule {fields['beta_schedule']!r}; expected one of {', '.join(NOISE_SCHEDULES)}"
-            )
-        schedule = cls(**fields)
-        if (
-            not 2 <= schedule.num_train_timesteps <= MAX_TIMESTEPS
-            or not 0 < schedule.beta_start <= schedule.beta_end < 1
-            or not 0 <= schedule.steps_offset < schedule.num_train_timesteps
-        ):
-            raise CheckpointError(
-                f"{where}: settings that make no sense: expected 2 to {MAX_TIMESTEPS} timesteps, an offset among them,"
-                f" and betas that grow between 0 and 1, got {fields}"
-            )
-        return schedule
+        current, std = self._signal_and_noise(step)
+        if self.prediction_type == "v_prediction":
+            return current * x - std * noise
+        return (x - std * noise) / current
 
-    def solver(self, num_inference_steps: int = 30) -> SourceDDIM:
-        """Build the solver of this schedule, in float32: numbers near 1 are too coarse in half precision."""
-        return SourceDDIM(
-            num_inference_steps=num_inference_steps,
-            params=SolverParams(
-                num_train_timesteps=self.num_train_timesteps,
-                timesteps_spacing=TimestepSpacing.LEADING,
-                timesteps_offset=self.steps_offset,
-                initial_diffusion_rate=self.beta_start,
-                final_diffusion_rate=self.beta_end,
-                noise_schedule=NOISE_SCHEDULES[self.beta_schedule],
-            ),
-        )
+    def _signal_and_noise(self, step: int) -> tuple[Tensor, Tensor]:
+        signal = self.cumulative_scale_factors[self.timesteps[step]]
+        return signal, torch.sqrt(1 - signal**2)

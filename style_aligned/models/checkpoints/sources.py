@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +15,18 @@ from style_aligned.models.checkpoints.architectures import (
     canonical_key,
 )
 from style_aligned.models.checkpoints.errors import CheckpointError
+from style_aligned.models.checkpoints.evidence import (
+    Statement,
+    conclude,
+    read_config,
+    read_markers,
+    read_metadata,
+    read_yaml,
+)
 from style_aligned.models.checkpoints.files import StoredTensor, read_header, refuse_pickle
 from style_aligned.models.checkpoints.hub import download, is_hub_name
+from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.selection import PARTS, select_weights
-from style_aligned.models.checkpoints.solver import Schedule
 
 REFINERS_FILES = {  # ours, and the names that Refiners' documentation uses
     "unet": ("unet", "sdxl-unet"),
@@ -37,8 +45,7 @@ FOREIGN = (
     (r"^conditioner\.embedders\.0\.model\.", "the refiner of Stable Diffusion XL"),
     (r"(^|\.)joint_blocks\.|^transformer_blocks\.", "Stable Diffusion 3"),
     (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "FLUX"),
-    (r"^(v_pred|ztsnr)$|^edm_vpred\.", "a model that predicts velocity"),
-    (r"^edm_(mean|std)$", "a model with noise levels in the way of EDM"),
+    (r"^edm_vpred\.|^edm_(mean|std)$", "a model with noise levels in the way of EDM"),
     (r"^(encoder|decoder)\.(down|up|mid|down_blocks|up_blocks|mid_block)\b", "an autoencoder alone"),
     (r"^(input_blocks|down_blocks|time_embed|time_embedding)\.", "a U-Net alone"),
     (r"^text_model\.", "a text encoder alone"),
@@ -59,6 +66,7 @@ class Checkpoint:
         tensors: Where each tensor lies. In a folder, keys start with the name of the part.
         schedule: The noise schedule.
         encoder_scale: The factor from the autoencoder's latents to the U-Net's, if the settings say it.
+        force_zeros_for_empty_prompt: Whether an empty negative prompt means an embedding of zeros.
     """
 
     name: str
@@ -68,6 +76,7 @@ class Checkpoint:
     tensors: dict[str, StoredTensor]
     schedule: Schedule
     encoder_scale: float | None
+    force_zeros_for_empty_prompt: bool = False
 
     @property
     def files(self) -> list[Path]:
@@ -84,7 +93,11 @@ class Checkpoint:
     @property
     def settings(self) -> dict[str, Any]:
         """What has to be known beside the weights."""
-        return {"schedule": asdict(self.schedule), "encoder_scale": self.encoder_scale}
+        return {
+            "schedule": asdict(self.schedule),
+            "encoder_scale": self.encoder_scale,
+            "force_zeros_for_empty_prompt": self.force_zeros_for_empty_prompt,
+        }
 
 
 def expand_home(path: str | Path) -> Path:
@@ -99,13 +112,14 @@ def expand_home(path: str | Path) -> Path:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False) -> Checkpoint:
+def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False, **schedule: Any) -> Checkpoint:
     """Recognise what was given, and read the headers of its files.
 
     Args:
         name_or_path: A diffusers folder, a single file with the original names, a folder in Refiners' format, or a name
             on the Hugging Face hub.
         prefer_half: Whether to prefer the fp16 variant of a diffusers folder, where there is one.
+        **schedule: Fields of the `Schedule` that hold whatever the checkpoint says; None leaves it to that.
 
     Returns:
         Where everything is.
@@ -114,12 +128,54 @@ def open_checkpoint(name_or_path: str | Path, *, prefer_half: bool = False) -> C
         CheckpointError: For anything else, with what it seems to be.
     """
     try:
-        return _open(str(name_or_path), expand_home(name_or_path), prefer_half)
+        found = _open(str(name_or_path), expand_home(name_or_path), prefer_half)
     except OSError as error:
         raise CheckpointError(f"{name_or_path}: cannot be read: {error}") from error
+    return found.checkpoint({name: value for name, value in schedule.items() if value is not None})
 
 
-def _open(name: str, path: Path, prefer_half: bool) -> Checkpoint:
+@dataclass
+class _Found:
+    """What has been found on disk so far."""
+
+    name: str
+    path: Path
+    layout: Layout
+    tensors: dict[str, StoredTensor] = field(default_factory=dict[str, StoredTensor])
+    schedule: Schedule = field(default_factory=Schedule)
+    statements: list[Statement] = field(default_factory=list[Statement])
+    encoder_scale: float | None = None
+    force_zeros: bool | None = None
+    is_xl: bool = False
+
+    def add(self, stored: Sequence[StoredTensor], metadata: Mapping[str, str], part: str = "") -> None:
+        """Add the tensors of a file, by their canonical keys, and what its metadata says."""
+        for tensor in stored:
+            key = canonical_key(f"{part}.{tensor.key}") if part else tensor.key
+            if key in self.tensors:
+                raise CheckpointError(f"{tensor.path}: the tensor {tensor.key!r} is there twice")
+            self.tensors[key] = tensor
+        if stored:
+            self.statements += read_metadata(metadata, stored[0].path)
+
+    def checkpoint(self, schedule: Mapping[str, Any]) -> Checkpoint:
+        """Conclude what kind of model it is."""
+        architecture = STABLE_DIFFUSION_XL if self.is_xl else STABLE_DIFFUSION_1
+        _refuse_other_architecture(self.tensors, architecture)
+        statements = [*self.statements, *read_markers(self.tensors)]
+        return Checkpoint(
+            name=self.name,
+            path=self.path,
+            layout=self.layout,
+            architecture=architecture,
+            tensors=self.tensors,
+            schedule=conclude(self.schedule, statements, self.tensors, self.path, schedule),
+            encoder_scale=self.encoder_scale,
+            force_zeros_for_empty_prompt=self.is_xl if self.force_zeros is None else self.force_zeros,
+        )
+
+
+def _open(name: str, path: Path, prefer_half: bool) -> _Found:
     if not path.exists():
         if not is_hub_name(name):
             raise CheckpointError(
@@ -136,51 +192,56 @@ def _open(name: str, path: Path, prefer_half: bool) -> Checkpoint:
     raise CheckpointError(_describe_folder(path))
 
 
-def _open_single_file(name: str, path: Path) -> Checkpoint:
-    tensors = {tensor.key: tensor for tensor in read_header(path)[0]}
-    _refuse_foreign(path, tensors)
-    if not any(key.startswith("model.diffusion_model.") for key in tensors):
+def _open_single_file(name: str, path: Path) -> _Found:
+    found = _Found(name, path, "original")
+    found.add(*read_header(path))
+    _refuse_foreign(path, found.tensors)
+    if not any(key.startswith("model.diffusion_model.") for key in found.tensors):
         raise CheckpointError(
             f"{path}: no model with the original names (it has no 'model.diffusion_model.…'; its first tensor is "
-            f"{next(iter(tensors), None)!r}); {SUPPORTED}"
+            f"{next(iter(found.tensors), None)!r}); {SUPPORTED}"
         )
-    is_xl = any(key.startswith(("conditioner.", "model.diffusion_model.label_emb.")) for key in tensors)
-    return _checkpoint(name, path, "original", is_xl, tensors, Schedule(), None)
+    found.is_xl = any(key.startswith(("conditioner.", "model.diffusion_model.label_emb.")) for key in found.tensors)
+    statements, scale = read_yaml(path)
+    found.statements += statements
+    found.encoder_scale = _encoder_scale(scale, path.with_suffix(".yaml"))
+    return found
 
 
-def _open_diffusers(name: str, path: Path, prefer_half: bool) -> Checkpoint:
-    pipeline = _read_json(path / "model_index.json").get("_class_name", "diffusers")
+def _open_diffusers(name: str, path: Path, prefer_half: bool) -> _Found:
+    index = _read_json(path / "model_index.json")
     if not (path / "unet").is_dir():
+        pipeline = index.get("_class_name", "diffusers")
         raise CheckpointError(f"{path}: a model of the kind {pipeline!r}, which has no U-Net; {SUPPORTED}")
-    tensors: dict[str, StoredTensor] = {}
+    found = _Found(name, path, "diffusers")
     for part in PARTS:
         folder = path / part
         if not folder.is_dir():
             continue
         names = (file.name for file in sorted(folder.iterdir()))
         for file in select_weights(names, part, prefer_half=prefer_half, where=folder):
-            stored = read_header(folder / file)[0]
+            stored, metadata = read_header(folder / file)
             _refuse_foreign(folder / file, (tensor.key for tensor in stored), in_part=True)
-            for tensor in stored:
-                key = canonical_key(f"{part}.{tensor.key}")
-                if key in tensors:
-                    raise CheckpointError(f"{tensor.path}: the tensor {tensor.key!r} is there twice")
-                tensors[key] = tensor
-    is_xl = (path / "text_encoder_2").is_dir() or any(key.startswith("unet.add_embedding.") for key in tensors)
-    if is_xl and not (path / "text_encoder").is_dir():
+            found.add(stored, metadata, part)
+    found.is_xl = (path / "text_encoder_2").is_dir() or any(
+        key.startswith("unet.add_embedding.") for key in found.tensors
+    )
+    if found.is_xl and not (path / "text_encoder").is_dir():
         raise CheckpointError(f"{path}: the refiner of Stable Diffusion XL (it has no text_encoder); {SUPPORTED}")
     scheduler = path / "scheduler" / "scheduler_config.json"
-    schedule = Schedule.from_config(_read_json(scheduler), where=scheduler)
+    found.schedule, statements = read_config(_read_json(scheduler), where=scheduler)
+    found.statements += statements
     autoencoder = path / "vae" / "config.json"
     config = _read_json(autoencoder)
-    if found := [key for key in ("latents_mean", "latents_std") if config.get(key) is not None]:
-        raise CheckpointError(f"{autoencoder}: an autoencoder with {found[0]}, which Refiners' has not")
-    encoder_scale = _encoder_scale(config.get("scaling_factor"), autoencoder)
-    return _checkpoint(name, path, "diffusers", is_xl, tensors, schedule, encoder_scale)
+    if special := [key for key in ("latents_mean", "latents_std") if config.get(key) is not None]:
+        raise CheckpointError(f"{autoencoder}: an autoencoder with {special[0]}, which Refiners' has not")
+    found.encoder_scale = _encoder_scale(config.get("scaling_factor"), autoencoder)
+    found.force_zeros = _force_zeros(index, path / "model_index.json")
+    return found
 
 
-def _open_refiners(name: str, path: Path) -> Checkpoint:
-    tensors: dict[str, StoredTensor] = {}
+def _open_refiners(name: str, path: Path) -> _Found:
+    found = _Found(name, path, "refiners")
     settings: dict[str, Any] = {}
     where = path
     for part, names in REFINERS_FILES.items():
@@ -188,16 +249,26 @@ def _open_refiners(name: str, path: Path) -> Checkpoint:
         if file is None:
             raise CheckpointError(f"{path}: the file {names[0]}.safetensors is missing")
         stored, metadata = read_header(file)
-        tensors |= {f"{part}.{tensor.key}": tensor for tensor in stored}
+        found.add(stored, metadata, part)
         if "converter" in metadata:  # ours: it says what has to be known beside the weights
             settings, where = _parse_object(metadata.get("settings", ""), where=file), file
-    is_xl = any("TextTimeEmbedding" in key for key in tensors)
+    found.is_xl = any("TextTimeEmbedding" in key for key in found.tensors)
     config: object = settings.get("schedule", {})
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: expected a schedule of several numbers, got {config!r}")
-    schedule = Schedule.from_config(cast(dict[str, Any], config), where=where)
-    encoder_scale = _encoder_scale(settings.get("encoder_scale"), where)
-    return _checkpoint(name, path, "refiners", is_xl, tensors, schedule, encoder_scale)
+    found.schedule, statements = read_config(cast(dict[str, Any], config), where=where)
+    found.statements += statements
+    found.encoder_scale = _encoder_scale(settings.get("encoder_scale"), where)
+    found.force_zeros = _force_zeros(settings, where)
+    return found
+
+
+def _force_zeros(settings: Mapping[str, Any], where: Path) -> bool | None:
+    """Read whether an empty negative prompt means zeros."""
+    value = settings.get("force_zeros_for_empty_prompt")
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{where}: expected force_zeros_for_empty_prompt to be true or false, got {value!r}")
+    return value
 
 
 def _encoder_scale(value: object, where: Path) -> float | None:
@@ -207,20 +278,6 @@ def _encoder_scale(value: object, where: Path) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MAX_SCALE:
         raise CheckpointError(f"{where}: expected a positive number as the scale of latents, got {value!r}")
     return float(value)
-
-
-def _checkpoint(
-    name: str,
-    path: Path,
-    layout: Layout,
-    is_xl: bool,
-    tensors: dict[str, StoredTensor],
-    schedule: Schedule,
-    encoder_scale: float | None,
-) -> Checkpoint:
-    architecture = STABLE_DIFFUSION_XL if is_xl else STABLE_DIFFUSION_1
-    _refuse_other_architecture(tensors, architecture)
-    return Checkpoint(name, path, layout, architecture, tensors, schedule, encoder_scale)
 
 
 def _refuse_foreign(path: Path, keys: Iterable[str], *, in_part: bool = False) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from style_aligned.models.checkpoints import sources
 from style_aligned.models.checkpoints.architectures import Architecture, canonical_key
+from style_aligned.models.checkpoints.schedule import Schedule
 from tests.models.checkpoints.narrow import NARROW, NARROW_1, NARROW_XL
 from tests.models.checkpoints.pipelines import make_pipeline, quiet, to_original
 
@@ -74,7 +75,7 @@ def single_files(tensors: dict[str, dict[str, Tensor]], tmp_path_factory: pytest
     def make(kind: str) -> Path:
         architecture = NARROW[kind]
         state = to_original(architecture, tensors[kind])
-        state["alphas_cumprod"] = torch.rand(1000)
+        state["alphas_cumprod"] = Schedule().alphas_cumprod
         state["model_ema.decay"] = torch.zeros(())
         prefix = architecture.text_encoders[0].original
         state[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]

@@ -14,7 +14,8 @@ from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDif
 from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 
 from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_long_prompts
-from style_aligned.models.checkpoints.solver import Schedule, SourceDDIM
+from style_aligned.models.checkpoints.schedule import Schedule
+from style_aligned.models.checkpoints.solver import SourceDDIM
 from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
 from tests.models.checkpoints.pipelines import diffusers
 from tests.models.checkpoints.test_parts import error, random
@@ -124,7 +125,7 @@ def test_mini_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     mini.__dict__["load_mini"] = load_mini
     monkeypatch.setitem(sys.modules, "style_aligned.models.mini", mini)
     assert load_model("mini", dtype=torch.bfloat16) is model
-    assert asked == ["cpu", torch.bfloat16]
+    assert asked == [torch.device("cpu"), torch.bfloat16]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30, 50, 999])
@@ -164,14 +165,16 @@ def test_the_schedule_of_the_settings() -> None:
 
 
 def test_settings_that_are_not_supported() -> None:
-    with pytest.raises(CheckpointError, match="here: a model that predicts 'v_prediction'; only 'epsilon'"):
-        Schedule.from_config({"prediction_type": "v_prediction"}, where="here")
+    with pytest.raises(CheckpointError, match="here: a model that predicts 'sample'; expected 'epsilon'"):
+        Schedule.from_config({"prediction_type": "sample"}, where="here")
     with pytest.raises(CheckpointError, match="here: a beta schedule 'squaredcos_cap_v2'; expected one of"):
         Schedule.from_config({"beta_schedule": "squaredcos_cap_v2"}, where="here")
     with pytest.raises(CheckpointError, match="here: settings that make no sense"):
         Schedule.from_config({"beta_end": None}, where="here")
-    with pytest.warns(UserWarning, match="here: timesteps spaced 'trailing'; they will be 'leading' here"):
-        Schedule.from_config({"timestep_spacing": "trailing"}, where="here")
+    with pytest.raises(CheckpointError, match="here: a timestep spacing 'karras'; expected one of leading, trailing"):
+        Schedule.from_config({"timestep_spacing": "karras"}, where="here")
+    with pytest.raises(CheckpointError, match="here: settings that make no sense: expected true or false as rescale"):
+        Schedule.from_config({"rescale_betas_zero_snr": "false"}, where="here")
 
 
 def test_time_ids_follow_the_size() -> None:

@@ -107,8 +107,8 @@ def test_settings_are_read(folder: Path, tmp_path: Path) -> None:
         model = load_model(path)
         assert model.solver.params.timesteps_offset == 5
         assert model.lda.encoder_scale == 0.5
-    scheduler.write_text(json.dumps({"prediction_type": "v_prediction"}))
-    refused(copy, r"scheduler_config\.json: a model that predicts 'v_prediction'")
+    scheduler.write_text(json.dumps({"prediction_type": "sample"}))
+    refused(copy, r"scheduler_config\.json: a model that predicts 'sample'; expected 'epsilon' \(noise\) or 'v_pred")
     scheduler.write_text("{")
     refused(copy, r"scheduler_config\.json: not a JSON file")
     scheduler.write_text("[]")
@@ -192,7 +192,7 @@ def test_a_pickle(tmp_path: Path, folder: Path) -> None:
         ("model.diffusion_model.joint_blocks.0.x", (4,), "Stable Diffusion 3"),
         ("double_blocks.0.img_mod.lin.bias", (4,), "FLUX"),
         ("model.diffusion_model.double_blocks.0.img_mod.lin.bias", (4,), "FLUX"),
-        ("v_pred", (0,), "a model that predicts velocity"),
+        ("edm_vpred.sigma_max", (1,), "a model with noise levels in the way of EDM"),
         ("encoder.conv_in.weight", (4, 4), "no model with the original names"),
         ("decoder.up.0.block.0.conv1.weight", (4, 4), "an autoencoder alone"),
         ("input_blocks.0.0.weight", (4, 4), "a U-Net alone"),
