@@ -10,7 +10,7 @@ from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
 from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.models.denoising import Model
 from style_aligned.sampling.generation import Sample, generate, generate_unaligned
-from style_aligned.sets.sheets import Cell, Layout, Strip, contact_sheet
+from style_aligned.sets.contact_sheet import Cell, Layout, Strip, contact_sheet
 from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 

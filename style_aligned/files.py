@@ -131,6 +131,15 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"expected {path} to be a whole image, got one that is {found}: {error}") from None
 
 
+def is_whole_image(path: Path) -> bool:
+    """Return whether a file is an image, all of whose pixels can be read."""
+    try:
+        open_image(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 @contextmanager
 def without_warnings() -> Generator[None, None, None]:
     """Have Pillow raise for an image of too many pixels, one of `UNREADABLE`, where it would warn, and never warn."""

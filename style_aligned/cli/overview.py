@@ -8,7 +8,7 @@ from PIL import Image
 from style_aligned.cli import library
 from style_aligned.cli.sets import ImageSet, Target
 from style_aligned.files import open_image
-from style_aligned.sets.sheets import MAX_IMAGES, Cell, Layout, Strip, contact_sheet, fit_cell, wrap
+from style_aligned.sets.contact_sheet import MAX_IMAGES, Cell, Layout, Strip, contact_sheet, fit_cell, wrap
 
 MAX_COLUMNS = 8
 

@@ -13,7 +13,7 @@ from style_aligned.files import open_image
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-GROUND = "#ffffff"
+BACKGROUND = "#ffffff"
 INK = "#1b1f24"
 MUTED = "#667078"
 ACCENT = "#0f766e"
@@ -31,11 +31,13 @@ class Cell:
         image: The image, or the path of its file.
         caption: What is written under it.
         is_reference: Whether it is the reference of its set, which gets a frame.
+        note: What is written under the caption, in a line of its own.
     """
 
     image: Image.Image | Path
     caption: str = ""
     is_reference: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def contact_sheet(
     heights = [_line_height(line, layout) for line in lines]
     header = _header_height(title, subtitle, layout)
     height = header + sum(heights) + layout.line_gap * (len(lines) - 1)
-    sheet = Image.new("RGB", (width + 2 * layout.margin, height + 2 * layout.margin), GROUND)
+    sheet = Image.new("RGB", (width + 2 * layout.margin, height + 2 * layout.margin), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
 
     x, y = layout.margin, layout.margin
@@ -138,7 +140,7 @@ def wrap(cells: Sequence[Cell], columns: int) -> list[list[Cell | None]]:
 
 
 def fit_cell(size: tuple[int, int], longest: int = 256) -> tuple[int, int]:
-    """Give the width and height in which images of some size are shown.
+    """Return the width and height in which images of some size are shown.
 
     Args:
         size: The width and height of the images.
@@ -231,11 +233,17 @@ def _draw_cell(
         frame.paste(0, (line, line), _rounded(image.size, layout.radius))
         sheet.paste(ACCENT, (left - line, top - line), frame)
     y = top + layout.cell[1] + layout.gap // 2
-    for text in shorten(cell.caption, size=layout.text, width=layout.cell[0], lines=CAPTION_LINES):
+    for text in _caption_lines(cell, layout):
         center = position[0] + layout.cell[0] // 2
         fill = ACCENT if cell.is_reference else MUTED
         draw.text((center, y + layout.text), text, font=_font(layout.text), fill=fill, anchor="ms")
         y += _line_spacing(layout.text)
+
+
+def _caption_lines(cell: Cell, layout: Layout) -> list[str]:
+    width = layout.cell[0]
+    caption = shorten(cell.caption, size=layout.text, width=width, lines=CAPTION_LINES)
+    return caption + shorten(cell.note, size=layout.text, width=width)
 
 
 def _write(
@@ -263,12 +271,7 @@ def _column_widths(lines: Sequence[Sequence[Strip]], layout: Layout) -> list[int
 
 
 def _line_height(line: Sequence[Strip], layout: Layout) -> int:
-    captions = [
-        len(shorten(cell.caption, size=layout.text, width=layout.cell[0], lines=CAPTION_LINES))
-        for strip in line
-        for cell in strip.cells
-        if cell is not None
-    ]
+    captions = [len(_caption_lines(cell, layout)) for strip in line for cell in strip.cells if cell is not None]
     caption_height = max(captions, default=0) * _line_spacing(layout.text)
     caption_gap = layout.gap // 2 if caption_height else 0
     label_height = _line_spacing(layout.label) if _has_labels(line) else 0

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops, ImageFont
 
-from style_aligned.sets import sheets
-from style_aligned.sets.sheets import Cell, Layout, Strip, contact_sheet, shorten, wrap
+from style_aligned.sets import contact_sheet as sheets
+from style_aligned.sets.contact_sheet import Cell, Layout, Strip, contact_sheet, shorten, wrap
 
 LAYOUT = Layout(cell=(64, 64), margin=20, gap=8, strip_gap=30, line_gap=12)
 LONG = "an extremely elaborate rocket with seventeen fins, neon sign on a brick wall " * 5
@@ -17,8 +17,8 @@ def colour(name: str, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 
 def ink(sheet: Image.Image) -> tuple[int, int, int, int]:
-    """Where a sheet is not plain ground: left, top, right, bottom."""
-    box = ImageChops.difference(sheet, Image.new("RGB", sheet.size, sheets.GROUND)).getbbox()
+    """Where a sheet is not plain background: left, top, right, bottom."""
+    box = ImageChops.difference(sheet, Image.new("RGB", sheet.size, sheets.BACKGROUND)).getbbox()
     assert box is not None
     return box
 

@@ -1,0 +1,174 @@
+"""The one place where sets meet styles and models: what is drawn, and what it was made with."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from style_aligned.models.denoising import Model
+from style_aligned.models.family import default_size, describe_model, fingerprint
+from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.styles.file import StyleError
+from style_aligned.styles.reference import Reference
+from style_aligned.styles.style import Style
+
+OF_A_REFERENCE = ("reference", "reference_seed", "options", "style")  # no matter for unaligned images
+KINDS = {"Mini": "the embedded model", "StableDiffusion_XL": "SDXL", "StableDiffusion_1": "Stable Diffusion 1.5"}
+AnyStyle = Style | Reference
+
+
+def start_style(model: Model, settings: Mapping[str, Any], *, is_embedded: bool) -> AnyStyle:
+    """Return a style from a prompt, none of whose steps is done.
+
+    Args:
+        model: The model.
+        settings: Arguments of `Style.from_prompt`: `prompt`, and those others that are not the model's own.
+        is_embedded: Whether the model is the embedded one.
+    """
+    from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
+
+    settings = {name: value for name, value in settings.items() if value is not None and name != "source"}
+    options = {**(EMBEDDED_OPTIONS if is_embedded else {}), **settings.pop("options", {})}
+    if is_embedded:
+        settings = {"condition_scale": EMBEDDED_GUIDANCE, **settings}
+    if "size" in settings:
+        settings["size"] = tuple(settings["size"])
+    return Reference.from_prompt(model, **settings, options=options)
+
+
+def is_complete(style: AnyStyle) -> bool:
+    """Return whether all steps of a style are done."""
+    return isinstance(style, Style)
+
+
+def complete_style(model: Model, style: AnyStyle, on_step: Callable[[int], None] | None = None) -> Style:
+    """Do the steps of a style that are left."""
+    return style if isinstance(style, Style) else Style.from_reference(model, style, on_step=on_step)
+
+
+def with_options(style: AnyStyle, options: Mapping[str, Any]) -> AnyStyle:
+    """Return a style with other options of the adapter."""
+    return replace(style, options={**style.options, **options}) if options else style
+
+
+def draw(
+    model: Model,
+    style: AnyStyle,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    is_aligned: bool,
+    batch_size: int,
+    bank_device: str | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> Iterator[Sample]:
+    """Draw images in one chunk."""
+    arguments: dict[str, Any] = {
+        "seeds": seeds, "batch_size": batch_size, "chunk_size": max(1, len(prompts)), "on_step": on_step,
+    }  # fmt: skip
+    force = isinstance(style, Style)  # what needs it was told by `check_fit`
+    if is_aligned:
+        return generate(model, style, prompts, **arguments, force=force, bank_device=bank_device)
+    return generate_unaligned(model, style, prompts, **arguments, force=force)
+
+
+def check_fit(style: AnyStyle, model: Model, name: str, *, force: bool = False) -> str | None:
+    """Check that a style fits a model.
+
+    Args:
+        style: The style.
+        model: The model.
+        name: What an error calls the style, such as its file.
+        force: Whether to let other weights of the same kind of model pass.
+
+    Returns:
+        A warning, or None.
+
+    Raises:
+        StyleError: If it does not, with what to do.
+    """
+    own, given = style.model, describe_model(model)
+    if own["class"] != given["class"]:
+        own_kind, given_kind = (KINDS.get(kind["class"], kind["class"]) for kind in (own, given))
+        advice = "use --model mini" if own["class"] == "Mini" else "add --model with its file, folder or name"
+        raise StyleError(f"{name} is of {own_kind}, and the model is {given_kind}: {advice}")
+    try:
+        style.check(model)
+    except StyleError as error:
+        if isinstance(style, Reference):
+            raise
+        style.check(model, force=True)
+        if own["precision"] != given["precision"]:
+            return (
+                f"{name} was made in {own['precision']}, and the model is in {given['precision']}: details may differ"
+            )
+        if not force:
+            advice = "pass that model by --model, or --force"
+            raise StyleError(f"{name} was made with other weights: {advice} ({error})") from None
+        return f"{name} was made with other weights: images will differ from those of its own model"
+    return None
+
+
+def image_of(model: Model, style: Style) -> Image.Image:
+    """Return the image of a style's reference."""
+    return style.image(model)
+
+
+def load_style(path: Path) -> Style:
+    """Read a style file."""
+    return Style.load(path)
+
+
+def describe_drawer(model: Model) -> dict[str, Any]:
+    """Return what images depend on of a model."""
+    return {**describe_model(model), "decoder": fingerprint(model.lda)}
+
+
+def style_settings(style: AnyStyle) -> dict[str, Any]:
+    """Return the settings of a style, as they are shown, and written into its images."""
+    return {
+        "reference": style.prompt,
+        "reference_seed": style.seed,
+        "negative_prompt": style.negative_prompt,
+        "steps": style.num_inference_steps,
+        "guidance": style.condition_scale,
+        "size": f"{style.size[1]}x{style.size[0]}",
+        "options": dict(style.options),
+        "solver": style.solver,
+        "model": style.model,
+    }
+
+
+def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool | None = None) -> dict[str, Any]:
+    """Return all settings that an image depends on, besides its prompt and seed.
+
+    Args:
+        style: The style.
+        drawer: What `describe_drawer` says of the model that draws: not the style's own, if it was forced.
+        is_aligned: Whether the image follows the reference. None for the reference itself.
+    """
+    settings = {
+        **style_settings(style),
+        "model": {name: drawer[name] for name in style.model},
+        "decoder": drawer["decoder"],
+        "style": digest(style),
+    }
+    if is_aligned is None:
+        return settings
+    left_out = () if is_aligned else OF_A_REFERENCE
+    return {"aligned": is_aligned, **{name: value for name, value in settings.items() if name not in left_out}}
+
+
+def digest(style: Style) -> str:
+    """Return a fingerprint of the reference's trajectory."""
+    values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+
+
+def trained_size(model: Model) -> tuple[int, int]:
+    """Return the height and width that a model was trained for."""
+    return default_size(model)

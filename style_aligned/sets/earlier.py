@@ -1,0 +1,65 @@
+"""Folders from before there was a `set.json`: numbered images with their settings inside, and a style file."""
+
+import re
+from pathlib import Path
+
+from style_aligned.files import parse_settings, read_texts
+from style_aligned.sets.records import UNALIGNED, Drawing, SetError, SetImage
+from style_aligned.sets.set_file import REFERENCE_FILE, REFERENCE_ID, SHEET_FILE, STYLE_FILE, SetState
+
+NUMBERED = re.compile(r"(\d{3,})-")
+NO_IMAGES = {REFERENCE_FILE, SHEET_FILE}
+
+
+def is_earlier_set(folder: Path) -> bool:
+    """Return whether a folder is of before: it has a style and the image of its reference."""
+    return (folder / STYLE_FILE).is_file() and (folder / REFERENCE_FILE).is_file()
+
+
+def adopt(folder: Path) -> SetState:
+    """Read a folder of before as a set. Nothing is written.
+
+    The images keep their names, and their numbers as ids.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        SetError: If the image of its reference says nothing of how it was made.
+    """
+    reference = folder / REFERENCE_FILE
+    texts = read_texts(reference)
+    settings = parse_settings(texts)
+    if settings is None or not texts.get("seed", "").isdigit():
+        raise SetError(f"expected the settings of a set in {reference}, got an image without them")
+    state = SetState(
+        reference=SetImage(
+            REFERENCE_ID,
+            texts.get("prompt", ""),
+            Drawing(int(texts["seed"]), REFERENCE_FILE, "earlier-reference", reference.stat().st_size),
+        ),
+        style={"source": {"kind": "prompt"}},
+        model="mini" if settings.get("model", {}).get("class") == "Mini" else None,
+        made_with={"earlier-reference": settings},
+    )
+    for path in sorted(folder.glob("*.png")):
+        texts = read_texts(path)
+        settings = parse_settings(texts)
+        if path.name in NO_IMAGES or settings is None or not texts.get("seed", "").isdigit():
+            continue
+        number = NUMBERED.match(path.name)
+        own_id = int(number[1]) if number is not None else state.next_id
+        if own_id in state.images:
+            own_id = state.next_id
+        key = next((key for key, value in state.made_with.items() if value == settings), f"earlier-{own_id}")
+        state.made_with[key] = settings
+        twin = f"{UNALIGNED}/{path.name}"
+        drawing = Drawing(
+            seed=int(texts["seed"]),
+            file=path.name,
+            made_with=key,
+            bytes=path.stat().st_size,
+            unaligned=twin if (folder / twin).is_file() else "",
+        )
+        state.images[own_id] = SetImage(own_id, texts.get("prompt", ""), drawing)
+    return state

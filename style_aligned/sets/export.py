@@ -1,0 +1,106 @@
+"""Images of a set, for others: under plain names, in another format or size, without settings inside."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from style_aligned.files import open_image, slug, write_bytes
+from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.names import free_name, plain_name
+from style_aligned.sets.prompts import Prompt, add_affixes
+from style_aligned.sets.records import SetError, SetImage
+
+FORMATS = {"png": "PNG", "webp": "WEBP", "jpg": "JPEG"}
+NAMES = ("slug", "number")
+SOFTWARE = 0x0131  # the EXIF tag for what has made a file
+MARK = "style-aligned export"
+QUALITY = 92
+
+
+def plan_export(image_set: ImageSet, *, names: str = "slug", format: str = "png") -> dict[str, SetImage]:  # noqa: A002
+    """Give each image of a set that is there the name of a file, the reference first.
+
+    Args:
+        image_set: The set.
+        names: `slug` for names that say what is shown, or `number`.
+        format: The ending.
+    """
+    images = [image_set.state.reference, *image_set.state.current]
+    images = [image for image in images if image_set.path(image).is_file()]
+    digits = max(3, len(str(len(images) - 1)))
+    taken: set[str] = set()
+    planned: dict[str, SetImage] = {}
+    for index, image in enumerate(images):
+        name = f"{index:0{digits}d}" if names == "number" else _plain_name(image_set, image)
+        name = free_name(name, taken)
+        taken.add(name.casefold())
+        planned[f"{name}.{format}"] = image
+    return planned
+
+
+def export_set(
+    image_set: ImageSet,
+    folder: Path,
+    *,
+    names: str = "slug",
+    format: str = "png",  # noqa: A002
+    size: tuple[int, int] | None = None,
+    force: bool = False,
+) -> list[Path]:
+    """Write the images of a set into another folder.
+
+    Args:
+        image_set: The set.
+        folder: The folder, which is made if need be.
+        names: `slug` for names that say what is shown, or `number`.
+        format: `png`, `webp` or `jpg`.
+        size: The height and width to fit the images into. None leaves them as they are.
+        force: Whether to replace files that are no earlier export.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        SetError: If there is no image, if a file is in the way, or if the folder is the set's own.
+    """
+    planned = plan_export(image_set, names=names, format=format)
+    if not planned:
+        raise SetError(f"{image_set.folder} has no images yet")
+    if folder.exists() and folder.resolve() == image_set.folder.resolve():
+        raise SetError(f"expected another folder than that of the set, got {folder}")
+    if not force:
+        for path in (folder / name for name in planned):
+            if path.exists() and not _is_export(path):
+                raise SetError(f"{path} is no earlier export: --force replaces it, or take another folder")
+    for name, image in planned.items():
+        write_bytes(folder / name, _encode(open_image(image_set.path(image)), FORMATS[format], size))
+    return [folder / name for name in planned]
+
+
+def _plain_name(image_set: ImageSet, image: SetImage) -> str:
+    state = image_set.state
+    if image is not state.reference:
+        return plain_name(image)
+    prompt = add_affixes(Prompt(image.prompt), state.prefix, state.suffix)
+    return slug(prompt.core or prompt.text)
+
+
+def _encode(image: Image.Image, format: str, size: tuple[int, int] | None) -> bytes:  # noqa: A002
+    if size is not None:
+        factor = min(size[0] / image.height, size[1] / image.width)
+        fitted = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+        image = image.resize(fitted, Image.Resampling.LANCZOS)
+    exif = Image.Exif()
+    exif[SOFTWARE] = MARK
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, exif=exif, **({} if format == "PNG" else {"quality": QUALITY}))
+    return buffer.getvalue()
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(SOFTWARE) == MARK
+    except (OSError, SyntaxError, ValueError):
+        return False

@@ -1,0 +1,109 @@
+"""Where a style comes from: the folder of a set, a style file, or a prompt."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from style_aligned.sets.image_set import is_set, read_image_set
+from style_aligned.sets.prompts import check_prompt
+from style_aligned.sets.set_file import STYLE_FILE
+
+STYLE_ENDING = ".safetensors"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".svg")
+ENDINGS = (STYLE_ENDING, *PICTURES, ".json", ".txt", ".csv", ".jsonl", ".ckpt", ".pt", ".bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a style comes from.
+
+    Attributes:
+        kind: `prompt`, or `style` for a style file.
+        text: The prompt, or what people called the file.
+        path: The path of the style file.
+        model: The name of the model of the set that the style is from. None if it is not known.
+        prefix: The prefix of the set's prompts.
+        suffix: The suffix of the set's prompts.
+    """
+
+    kind: str
+    text: str
+    path: Path | None = None
+    model: str | None = None
+    prefix: str = ""
+    suffix: str = ""
+
+    @property
+    def name(self) -> str:
+        """A short name for the folder of its set."""
+        if self.path is None:
+            return self.text
+        return self.path.parent.name if self.path.name == STYLE_FILE else self.path.stem
+
+
+def find_source(text: str) -> Source:
+    """Find out what the text for a style means.
+
+    Args:
+        text: A set's folder, a style file with or without its ending, or else a prompt.
+
+    Raises:
+        ValueError: If it looks like a path, and is none of these.
+    """
+    if (source := _find_file(text)) is not None:
+        return source
+    if looks_like_path(text):
+        raise ValueError(
+            f"expected a set's folder, a style file or a prompt, got {text!r}, which is not there (a prompt that looks"
+            " like a file is given by --reference)"
+        )
+    return Source("prompt", check_prompt(text, "the reference"))
+
+
+def find_style(text: str) -> Source:
+    """Find the style file that a text means: the file, or that of a set's folder.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if (source := _find_file(text)) is None:
+        raise ValueError(f"expected a style file or a set's folder, got {text!r}, which is not there")
+    return source
+
+
+def looks_like_path(text: str) -> bool:
+    """Return whether a text looks like a path: it has no white space, and a separator or a known ending."""
+    return re.search(r"\s", text) is None and ("/" in text or "\\" in text or text.lower().endswith(ENDINGS))
+
+
+def _find_file(text: str) -> Source | None:
+    if "\0" in text or len(text.encode(errors="replace")) > 1000:
+        return None
+    path = Path(text)
+    try:
+        if path.is_dir():
+            return _find_in_folder(path)
+        if path.suffix.lower() in PICTURES and path.is_file():
+            beside = path.with_suffix(STYLE_ENDING)
+            if not beside.is_file():
+                raise ValueError(f"expected a set's folder, a style file or a prompt, got the picture {text}")
+            return Source("style", text, beside)  # a candidate of `explore`
+        if path.is_file():
+            return Source("style", text, path)
+        named = path.with_name(path.name + STYLE_ENDING) if path.name else path
+        return Source("style", text, named) if named.is_file() else None
+    except OSError:  # such as a name that is too long: a prompt
+        return None
+
+
+def _find_in_folder(folder: Path) -> Source:
+    if (folder / STYLE_FILE).is_file():
+        if not is_set(folder):
+            return Source("style", str(folder), folder / STYLE_FILE)
+        state = read_image_set(folder).state
+        return Source("style", str(folder), folder / STYLE_FILE, state.model, state.prefix, state.suffix)
+    if is_set(folder):
+        raise ValueError(f"{folder} is a set whose reference is not drawn yet: style-aligned add {folder}")
+    if styles := sorted(folder.glob(f"*{STYLE_ENDING}")):
+        raise ValueError(f"{folder} holds {len(styles)} styles: take one of them, such as {styles[0].with_suffix('')}")
+    raise ValueError(f"{folder} is a folder without a style: expected a set's folder, a style file or a prompt")

@@ -1,0 +1,311 @@
+"""Drawing what a set is missing: a chunk at a time, each image on the disk as soon as it is there."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any
+
+from PIL.Image import Image
+
+from style_aligned.files import describe_image, parse_settings, read_texts, write_png
+from style_aligned.models.denoising import Model
+from style_aligned.sampling.generation import Sample
+from style_aligned.sets import drawing
+from style_aligned.sets.changes import aside_file, make_current
+from style_aligned.sets.drawing import AnyStyle
+from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.names import free_name
+from style_aligned.sets.plan import Missing, find_missing, taken_names, unused_seed, used_seeds
+from style_aligned.sets.records import UNALIGNED, Drawing, SetImage
+from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
+from style_aligned.styles.style import Style
+
+CHUNK_SECONDS = 60.0
+MAX_CHUNK = 1024  # images: their latents are in memory until they are done
+
+
+@dataclass
+class Report:
+    """Who wants to know how far the work is. Each of them may be left as it is.
+
+    Attributes:
+        start: Called before anything is drawn, with the number of images to draw and of all their steps.
+        step: Called as steps get done, with the number of images that have done one.
+        image: Called for each image that is on the disk, with its path relative to the set's folder.
+        warn: Called with what people should know.
+    """
+
+    start: Callable[[int, int], None] = lambda images, steps: None
+    step: Callable[[int], None] = lambda count: None
+    image: Callable[[str], None] = lambda file: None
+    warn: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True)
+class How:
+    """How to draw.
+
+    Attributes:
+        batch_size: The number of images that go through the model at a time.
+        chunk_seconds: The time after which images are written, about: the reference is recorded once for all that are
+            drawn in that time. The first images are written after a single batch.
+        bank_device: Where to keep what is recorded of the reference. None means where the model is.
+        compare: Whether to draw the images without the style too.
+        force: Whether to use a style of other weights.
+    """
+
+    batch_size: int = 4
+    chunk_seconds: float = CHUNK_SECONDS
+    bank_device: str | None = None
+    compare: bool = False
+    force: bool = False
+
+
+@dataclass
+class Done:
+    """What was drawn.
+
+    Attributes:
+        images: The images that were drawn.
+        missing: What was missing before.
+    """
+
+    images: list[SetImage] = field(default_factory=list[SetImage])
+    missing: Missing = field(default_factory=Missing)
+
+
+class Artist:
+    """Draws the images of a set with a model."""
+
+    def __init__(self, image_set: ImageSet, model: Model, how: How | None = None, report: Report | None = None) -> None:
+        """Take the style of the set, and check that it fits the model. Nothing is drawn yet.
+
+        Args:
+            image_set: The set, open for writing.
+            model: The model.
+            how: How to draw.
+            report: Who wants to know.
+
+        Raises:
+            StyleError: If the style is damaged, or does not fit the model.
+            SetError: If a picture of another program is where the contact sheet is to be.
+        """
+        check_sheet(sheet_path(image_set))
+        self.image_set = image_set
+        self.model = model
+        self.how = how or How()
+        self.report = report or Report()
+        self._drawer = drawing.describe_drawer(model)
+        self._chunk = self.how.batch_size
+        self._style = self._take_style()
+        name = str(image_set.style_path)
+        if (warning := drawing.check_fit(self._style, model, name, force=self.how.force)) is not None:
+            self.report.warn(warning)
+
+    @property
+    def style(self) -> AnyStyle:
+        """The style of the set, which may have steps left."""
+        return self._style
+
+    def draw_missing(self) -> Done:
+        """Draw what of the set is missing: images, the reference, and with `compare` the unaligned ones.
+
+        Raises:
+            OSError: If a file cannot be written. What is there stays, and the same call goes on from there.
+        """
+        missing = find_missing(self.image_set)
+        for image in missing.found:
+            self._record_found(image)
+        twins = self._missing_twins() if self.how.compare else []
+        needs_reference = not self.image_set.path(self.image_set.state.reference).is_file()
+        count = len(missing.images) * (1 + self.how.compare) + len(twins)
+        count += not drawing.is_complete(self._style)
+        done = Done(missing=missing)
+        if count or needs_reference:
+            self.report.start(count, count * self._style.num_inference_steps)
+        for options, images in _by_options(missing.images):
+            for image, sample in self._draw_images(images, options):
+                done.images.append(self._write_missing(image, sample))
+        self._finish_style()
+        self._draw_twins(twins + [image for image in done.images if self.how.compare])
+        self.write_sheet()
+        return done
+
+    def reroll(
+        self, image: SetImage, *, seed: int | None = None, count: int = 1, options: Mapping[str, Any] | None = None
+    ) -> SetImage:
+        """Draw an image again, from another seed. The first new drawing takes the place of the one that is there.
+
+        The others are in the folder `replaced`, as is the old one.
+
+        Args:
+            image: The image.
+            seed: The seed of the first new drawing. None takes the next one that the set has not used.
+            count: The number of new drawings.
+            options: Options of the adapter for them alone. None keeps those of the image.
+
+        Returns:
+            The image as it is then.
+        """
+        used = used_seeds(self.image_set)
+        first = max(used) + 1 if seed is None else seed
+        seeds: list[int] = []
+        for index in range(count):
+            own = first if index == 0 and seed is not None else unused_seed(used, first + index)
+            seeds.append(own)
+            used.add(own)
+        options = dict(image.drawing.options if options is None else {**image.drawing.options, **options})
+        jobs = [replace(image, drawing=Drawing(own, "", options=options)) for own in seeds]
+        total = count + (not drawing.is_complete(self._style))
+        self.report.start(total, total * self._style.num_inference_steps)
+        is_first = True
+        for job, sample in self._draw_images(jobs, options):
+            image = self.image_set.state.images[image.id]
+            file = aside_file(self.image_set, f"{image.name}-seed-{job.drawing.seed}")
+            new = self._write(job.with_drawing(file=file), sample).drawing
+            if is_first:
+                make_current(self.image_set, image, new)
+            else:
+                self.image_set.commit([replace(image, replaced=(*image.replaced, new))])
+            is_first = False
+        self._finish_style()
+        image = self.image_set.state.images[image.id]
+        self._draw_twins([image] if self.how.compare else [])
+        self.write_sheet()
+        return self.image_set.state.images[image.id]
+
+    def write_sheet(self) -> None:
+        """Draw the contact sheet anew."""
+        write_sheet([self.image_set], sheet_path(self.image_set))
+
+    def _take_style(self) -> AnyStyle:
+        path = self.image_set.style_path
+        if path.is_file():
+            return drawing.load_style(path)
+        settings = {"prompt": self.image_set.state.reference.prompt, **self.image_set.state.style}
+        settings["seed"] = self.image_set.state.reference.drawing.seed
+        return drawing.start_style(self.model, settings, is_embedded=self._drawer["class"] == "Mini")
+
+    def _draw_images(self, images: Sequence[SetImage], options: Mapping[str, Any]) -> Iterator[tuple[SetImage, Sample]]:
+        """Draw images with the same options, chunk by chunk. The sheet is drawn anew between chunks."""
+        for number, (chunk, samples) in enumerate(self._chunks(images, options, is_aligned=True)):
+            if number > 0:
+                self.write_sheet()
+            for index, (image, sample) in enumerate(zip(chunk, samples, strict=True)):
+                if index == 0:
+                    self._finish_style()  # its steps are done along with those of the first chunk
+                yield image, sample
+
+    def _chunks(
+        self, images: Sequence[SetImage], options: Mapping[str, Any], *, is_aligned: bool
+    ) -> Iterator[tuple[Sequence[SetImage], Iterator[Sample]]]:
+        """Break images into chunks: first a single batch, then as many as are drawn in the time of a chunk."""
+        start = 0
+        while start < len(images):
+            chunk = images[start : start + self._chunk]
+            began = monotonic()
+            yield (
+                chunk,
+                drawing.draw(
+                    self.model,
+                    drawing.with_options(self._style, options),
+                    [image.prompt for image in chunk],
+                    [image.drawing.seed for image in chunk],
+                    is_aligned=is_aligned,
+                    batch_size=self.how.batch_size,
+                    bank_device=self.how.bank_device,
+                    on_step=self.report.step,
+                ),
+            )
+            seconds = (monotonic() - began) / (len(chunk) + is_aligned)  # the reference takes as long as an image
+            batches = self.how.chunk_seconds / max(seconds, 1e-6) // self.how.batch_size
+            self._chunk = min(MAX_CHUNK, max(1, int(batches)) * self.how.batch_size)
+            start += len(chunk)
+
+    def _finish_style(self) -> None:
+        """Do the steps of the style that are left, and write its file and the reference's image, if they are not there.
+
+        Both are there before any image that follows them.
+        """
+        if not drawing.is_complete(self._style):
+            self._style = drawing.complete_style(self.model, self._style, self.report.step)
+        assert isinstance(self._style, Style)
+        if not self.image_set.style_path.is_file():
+            self._style.save(self.image_set.style_path)
+        reference = self.image_set.state.reference
+        if not self.image_set.path(reference).is_file():
+            settings = drawing.image_settings(self._style, self._drawer)
+            picture = drawing.image_of(self.model, self._style)
+            self.image_set.commit([self._write_file(reference, picture, settings)])
+
+    def _write_missing(self, image: SetImage, sample: Sample) -> SetImage:
+        """Write an image to its place. What is there is moved away, or left if it is another program's."""
+        path = self.image_set.path(image)
+        if path.exists() and image.drawing.is_drawn:  # damaged
+            aside = aside_file(self.image_set, image.name)
+            self.image_set.commit(moves=[(image.drawing.file, aside)])
+        elif path.exists() or path.is_symlink():
+            image = image.with_drawing(file=f"{free_name(image.name, taken_names(self.image_set))}.png")
+        written = self._write(image, sample)
+        self.image_set.commit([written])
+        return written
+
+    def _write(self, image: SetImage, sample: Sample) -> SetImage:
+        """Write an image that follows the style, and return its record, which is not in the set yet."""
+        assert isinstance(self._style, Style)
+        style = drawing.with_options(self._style, image.drawing.options)
+        assert isinstance(style, Style)
+        settings = drawing.image_settings(style, self._drawer, is_aligned=True)
+        return self._write_file(image, sample.image, settings)
+
+    def _write_file(self, image: SetImage, picture: Image, settings: Mapping[str, Any]) -> SetImage:
+        path = self.image_set.path(image)
+        key = self.image_set.settings_key(settings)
+        write_png(path, picture, describe_image(image.prompt, image.drawing.seed, settings))
+        self.report.image(image.drawing.file)
+        return image.with_drawing(made_with=key, bytes=path.stat().st_size)
+
+    def _record_found(self, image: SetImage) -> None:
+        path = self.image_set.path(image)
+        settings = parse_settings(read_texts(path)) or {}
+        key = self.image_set.settings_key(settings)
+        self.image_set.commit([image.with_drawing(made_with=key, bytes=path.stat().st_size)])
+
+    def _missing_twins(self) -> list[SetImage]:
+        return [
+            image
+            for image in self.image_set.state.current
+            if image.drawing.is_drawn
+            and self.image_set.path(image).is_file()
+            and not (image.drawing.unaligned and (self.image_set.folder / image.drawing.unaligned).is_file())
+        ]
+
+    def _draw_twins(self, images: Sequence[SetImage]) -> None:
+        """Draw images without the style."""
+        if not images:
+            return
+        assert isinstance(self._style, Style)
+        settings = drawing.image_settings(self._style, self._drawer, is_aligned=False)
+        folder = self.image_set.folder / UNALIGNED
+        folder.mkdir(exist_ok=True)
+        for chunk, samples in self._chunks(images, {}, is_aligned=False):
+            for image, sample in zip(chunk, samples, strict=True):
+                taken = {path.stem.casefold() for path in folder.iterdir()}
+                file = image.drawing.unaligned or f"{UNALIGNED}/{free_name(image.name, taken)}.png"
+                texts = describe_image(image.prompt, image.drawing.seed, settings)
+                write_png(self.image_set.folder / file, sample.image, texts)
+                self.image_set.commit([self.image_set.state.images[image.id].with_drawing(unaligned=file)])
+                self.report.image(file)
+
+
+def _by_options(images: Sequence[SetImage]) -> Iterator[tuple[Mapping[str, Any], list[SetImage]]]:
+    """Group images by their own options, those without any first."""
+    groups: list[tuple[Mapping[str, Any], list[SetImage]]] = [({}, [])]
+    for image in images:
+        for options, group in groups:
+            if options == image.drawing.options:
+                group.append(image)
+                break
+        else:
+            groups.append((image.drawing.options, [image]))
+    yield from ((options, group) for options, group in groups if group)
