@@ -153,6 +153,17 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]
     return edit
 
 
+def cut_off(content: bytes) -> bytes:
+    return content[:-40]
+
+
+def put(other: bytes) -> Callable[[bytes], bytes]:
+    def put(content: bytes) -> bytes:
+        return other
+
+    return put
+
+
 def set_file(file: str) -> Callable[[bytes], bytes]:
     return edit(lambda loaded: loaded["images"][0].update(file=file))
 
@@ -160,9 +171,9 @@ def set_file(file: str) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-40], "is damaged"),
-        (lambda content: b"", "is damaged"),
-        (lambda content: b"[]", "is damaged: expected it to be a JSON object"),
+        (cut_off, "is damaged"),
+        (put(b""), "is damaged"),
+        (put(b"[]"), "is damaged: expected it to be a JSON object"),
         (edit(lambda loaded: loaded.update(version=2)), "is of version 2, and this style-aligned knows up to 1"),
         (edit(lambda loaded: loaded.update(version="1")), "expected 'version' of type int, got '1'"),
         (edit(lambda loaded: loaded.pop("images")), "expected 'images' of type list, got None"),

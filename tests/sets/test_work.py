@@ -1,5 +1,6 @@
 """Drawing what a set is missing: in which chunks, what is on the disk when, and what stays as it is."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_an_interruption_loses_no_more_than_a_chunk(
             raise KeyboardInterrupt
 
     folder = tmp_path / "icons"
-    with pytest.raises(KeyboardInterrupt), open_set(folder, new=fox()) as image_set:
+    with contextlib.suppress(KeyboardInterrupt), open_set(folder, new=fox()) as image_set:
         image_set.commit(plan_images(image_set, collect_prompts(["a cat", "a dog", "a fox", "a rocket"])).new)
         Artist(image_set, model, How(batch_size=2), Report(step=step)).draw_missing()
     there = pictures(folder)
@@ -146,7 +147,10 @@ def test_what_is_announced_is_what_is_counted(model: Mini, tmp_path: Path) -> No
     def image(file: str) -> None:
         counts["images"] += 1
 
-    report = Report(start=lambda *numbers: announced.append(numbers), step=step, image=image)
+    def start(images: int, steps: int) -> None:
+        announced.append((images, steps))
+
+    report = Report(start=start, step=step, image=image)
     with open_set(tmp_path, new=fox()) as image_set:
         image_set.commit(plan_images(image_set, collect_prompts(["a cat", "a dog", "a fox"])).new)
         Artist(image_set, model, How(batch_size=2, compare=True), report).draw_missing()
@@ -193,9 +197,12 @@ def test_several_rerolls_make_the_first_one_current(draw: Draw, model: Mini) -> 
 def test_a_reroll_takes_one_image_and_no_reference(draw: Draw, model: Mini) -> None:
     folder = draw("a cat", "a dog", "a fox", "a rocket").folder
     announced: list[tuple[int, int]] = []
+
+    def start(images: int, steps: int) -> None:
+        announced.append((images, steps))
+
     with open_set(folder) as image_set:
-        report = Report(start=lambda *numbers: announced.append(numbers))
-        Artist(image_set, model, report=report).reroll(image_set.state.images[2])
+        Artist(image_set, model, report=Report(start=start)).reroll(image_set.state.images[2])
     assert announced == [(1, 2)]
 
 
