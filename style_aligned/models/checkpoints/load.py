@@ -12,7 +12,6 @@ from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import MemoryMaps
 from style_aligned.models.checkpoints.plan import MODEL_PARTS, Weight, make_plan
 from style_aligned.models.checkpoints.sources import Checkpoint, open_checkpoint
-from style_aligned.models.traits import Traits, set_traits
 
 MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -44,7 +43,8 @@ def load_model(
         rescale_betas_zero_snr: Whether the noise schedule ends in pure noise. None takes what the checkpoint says.
 
     Returns:
-        The model, with the noise schedule that it was trained for.
+        The model, with the noise schedule that it was trained for, and with two attributes of what it asks for beyond
+        its weights: `prediction_type`, and `force_zeros_for_empty_prompt` (see `embed`).
 
     Raises:
         CheckpointError: If that cannot be loaded, naming the file and the first tensor at fault.
@@ -116,13 +116,8 @@ def load_checkpoint(
         norm.eps = 1e-6  # as it was trained; Refiners builds some with 1e-5
     model.solver = checkpoint.schedule.solver().to(device=device)
     model.device, model.dtype = device, dtype
-    set_traits(
-        model,
-        Traits(
-            prediction_type=checkpoint.schedule.prediction_type,
-            force_zeros_for_empty_prompt=checkpoint.force_zeros_for_empty_prompt,
-        ),
-    )
+    model.force_zeros_for_empty_prompt = checkpoint.force_zeros_for_empty_prompt
+    model.prediction_type = checkpoint.schedule.prediction_type
     return model
 
 

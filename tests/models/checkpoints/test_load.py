@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from refiners.fluxion import layers as fl
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
@@ -16,6 +17,7 @@ from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_long_prompts
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.solver import SourceDDIM
+from style_aligned.models.finite import NonFiniteError
 from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
 from tests.models.checkpoints.pipelines import diffusers
 from tests.models.checkpoints.test_parts import error, random
@@ -93,11 +95,43 @@ def test_the_autoencoder_does_not_overflow(folder: Path) -> None:
     model, naive = load_model(folder, dtype=torch.float16), load_model(folder)
     for lda in (model.lda, naive.lda):
         convolution = lda.layer(("Decoder", "Chain_1", "Chain_1", "Resnet_1", "Chain", "Conv2d_2"), fl.Conv2d)
-        assert convolution.bias is not None
-        torch.nn.init.constant_(convolution.bias, 1e5)
+        convolution.weight.data *= 3e4
     latents = random(1, 4, 4, 4).half()
-    assert model.lda.decode(latents).isfinite().all()
-    assert not naive.lda.to(dtype=torch.float16).decode(latents).isfinite().all()
+    expected = model.lda.decode(latents)
+    assert expected.isfinite().all()
+    for parameter in naive.lda.parameters():
+        parameter.data = parameter.data.half()
+    with pytest.raises(
+        NonFiniteError, match=r"the numbers of an image overflowed .+ in the autoencoder \(float16\): exp"
+    ):
+        naive.lda.decode(latents)
+    moved = load_model(folder)
+    moved.lda.load_state_dict(model.lda.state_dict())
+    for move in (moved.half, lambda: moved.to(dtype=torch.float16), lambda: moved.lda.to(dtype=torch.float16)):
+        move()
+        assert (moved.lda.dtype, moved.lda.latents_dtype) == (torch.float32, torch.float16)
+        assert torch.equal(moved.lda.decode(latents), expected)
+    assert moved.unet.dtype == torch.float16
+    moved.to(device="cpu")
+    assert (moved.lda.dtype, moved.lda.latents_dtype) == (torch.float32, torch.float16)
+    moved.to(dtype=torch.bfloat16)
+    assert (moved.lda.dtype, moved.lda.latents_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+def test_pictures_of_damaged_weights_are_refused(folder: Path) -> None:
+    model = load_model(folder)
+    model.lda.layer(("Decoder", "Conv2d_2"), fl.Conv2d).weight.data[0, 0] = torch.nan
+    message = (
+        r"the numbers of an image hold NaN or infinity: the autoencoder has a weight .+ 'Decoder\.Conv2d_2\.weight'; "
+    )
+    with torch.no_grad(), pytest.raises(NonFiniteError, match=message):
+        model.lda.latents_to_image(random(1, 4, 4, 4))
+    model.lda.layer(("Encoder", "Conv2d"), fl.Conv2d).weight.data[0, 0] = torch.inf
+    with (
+        torch.no_grad(),
+        pytest.raises(NonFiniteError, match=r"the latents of an image hold .+ 'Encoder\.Conv2d\.weight'"),
+    ):
+        model.lda.image_to_latents(Image.new("RGB", (32, 32)))
 
 
 def test_weights_beyond_float16(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from style_aligned.models.checkpoints import CheckpointError, convert_checkpoint, load_model, time_ids
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.sources import open_checkpoint
-from style_aligned.models.traits import traits_of
 from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
 from tests.models.checkpoints.pipelines import diffusers
 from tests.models.checkpoints.test_parts import error, random
@@ -242,7 +241,7 @@ def test_conversion_keeps_it(single_file: Path, tmp_path: Path) -> None:
     target = convert_checkpoint(source, tmp_path / "refiners").target
     check(source, ZERO_SNR)
     check(target, ZERO_SNR)
-    assert traits_of(load_model(target)).prediction_type == "v_prediction"
+    assert load_model(target).prediction_type == "v_prediction"
 
 
 def test_usual_models_have_the_solver_that_style_files_of_before_name() -> None:
