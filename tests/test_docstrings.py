@@ -15,6 +15,7 @@ from refiners.fluxion import layers as fl
 import style_aligned
 
 PACKAGE = Path(style_aligned.__file__).parent
+ROOT = PACKAGE.parent
 
 
 def examples() -> list[tuple[str, str]]:
@@ -52,18 +53,29 @@ def test_prompted_examples(module: str) -> None:
     assert failed == 0
 
 
-def test_the_examples_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (PACKAGE.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+# documents: what is marked as python runs; what is marked as py does not, as it takes SDXL or a GPU
+
+
+def read_blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if read_blocks(path.relative_to(ROOT).as_posix(), "python")
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_examples_of_documents(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    for block in blocks:
+    for block in read_blocks(document, "python"):
         quicker = block.replace("set_inference_steps(30)", "set_inference_steps(2)")
         exec(quicker.replace("seed=5,", "seed=5, num_inference_steps=2,"), names)
-    assert len(names["images"]) == 3
-    assert len(names["samples"]) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "neon.safetensors",
-        "a rocket, neon sign.png",
-        "an umbrella, neon sign.png",
-    }
+    if document == "README.md":
+        suffixes = [path.suffix for path in tmp_path.iterdir()]
+        assert suffixes.count(".png") >= 2
+        assert suffixes.count(".safetensors") >= 1
