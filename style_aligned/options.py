@@ -75,6 +75,15 @@ class Option:
 class AdapterOptions(TypedDict, total=False):
     """The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], as keywords."""
 
+    strength: Annotated[
+        float,
+        Option(
+            1.0,
+            "How often the reference counts: 0 leaves the images unaligned, 2 counts it twice.",
+            minimum=0.0,
+            changeable=True,
+        ),
+    ]
     adain_queries: Annotated[
         bool, Option(True, "Normalize the targets' queries to the reference's.", google="adain_queries")
     ]
@@ -156,7 +165,7 @@ OPTIONS = _declared()
 STYLE_OPTIONS = {name: option for name, option in OPTIONS.items() if option.of_style}
 """The options that a style has, by name."""
 
-WITH_FULL_ATTENTION_SHARE = {"share_attention": True, "adain_values": False, "scale": 1, "shift": 0}
+WITH_FULL_ATTENTION_SHARE = {"strength": 1, "share_attention": True, "adain_values": False, "scale": 1, "shift": 0}
 """The values that others must have beside `full_attention_share`."""
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from refiners.foundationals.latent_diffusion.solvers import DDIM
 
-from style_aligned.adapter import layers
 from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
 from style_aligned.styles.style import Style
 
@@ -58,10 +57,3 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("there is no GPU")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return "cuda"
-
-
-@pytest.fixture(params=["sums", "batch normalization"])
-def both_ways_to_normalize(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have AdaIN on the CPU normalize small features, such as those of tests, by its way for large ones too."""
-    if request.param != "sums":
-        monkeypatch.setattr(layers, "SMALL_ROW", 0)

@@ -3,6 +3,7 @@
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.adapter.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
 from style_aligned.adapter.reference_bank import ReferenceBank
+from style_aligned.adapter.residuals import reset_residuals
 
 __all__ = [
     "AdaIn",
@@ -12,4 +13,5 @@ __all__ = [
     "ShareReferences",
     "StyleAligned",
     "StyleAlignedAdapter",
+    "reset_residuals",
 ]

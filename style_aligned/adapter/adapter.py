@@ -2,31 +2,34 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
+import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
+from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Unpack
 
-from style_aligned.adapter.checks import check_rows
-from style_aligned.adapter.layers import GetReferences, ScaleReferences
-from style_aligned.adapter.reference_bank import RecordReferences, ReferenceBank, ReplayReferences
-from style_aligned.adapter.shared import FullySharedScaledDotProductAttention, SharedScaledDotProductAttention
-from style_aligned.adapter.sites import (
-    Mode,
-    Site,
-    check_target,
+from style_aligned.adapter.group_norm import GroupNorm
+from style_aligned.adapter.reference_bank import ReferenceBank
+from style_aligned.adapter.residuals import reset_residuals
+from style_aligned.adapter.self_attention import (
+    AttentionAdapter,
+    FullySharedAttentionAdapter,
+    SharedAttentionAdapter,
+    find_attention,
     find_self_attentions,
-    fully_shared_site,
-    group_norm_site,
     only_self,
-    self_attention_site,
     walk,
 )
-from style_aligned.options import OPTIONS, check_options
+from style_aligned.adapter.sharing import CONTEXT, Sharing
+from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
-FIXED = tuple(name for name, option in OPTIONS.items() if not option.changeable)  # they decide which layers are built
+FIXED = [name for name, option in OPTIONS.items() if not option.changeable]
+"""The options that decide which layers there are."""
 
 T = TypeVar("T", bound=fl.Chain)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
@@ -40,140 +43,71 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     A batch holds groups of `set_size` consecutive rows, each starting with its reference. With classifier-free guidance
     the two halves of the batch are groups of their own: for one set of 4 images, 8 rows and `set_size=4`, or `None`.
 
+    Options are attributes too. Those that decide which layers there are (`FIXED`) are set before `inject`, the others
+    at any time.
+
     Example:
         ```py
         chain = fl.Chain(fl.SelfAttention(embedding_dim=64, num_heads=4))
         features = torch.randn(6, 16, 64)  # two sets of three images, without guidance
         plain = chain(features)
 
-        adapter = StyleAlignedAdapter(chain, set_size=3).inject()
-        aligned = chain(features)
-        adapter.eject()
+        with StyleAlignedAdapter(chain, set_size=3) as adapter:
+            aligned = chain(features)
+            adapter.strength = 0
+            assert torch.equal(chain(features), plain)
 
         assert torch.equal(aligned[[0, 3]], plain[[0, 3]])  # the references
         assert not torch.allclose(aligned[[1, 2, 4, 5]], plain[[1, 2, 4, 5]])  # the targets
         ```
-
-    In a `with` statement it is injected, and ejected at the end.
-
-    Note:
-        Adapters that insert layers right before the attention, such as self-attention guidance, go in first.
     """
 
-    def __init__(
-        self,
-        target: T,
-        *,
-        adain_queries: bool = True,
-        adain_keys: bool = True,
-        adain_values: bool = False,
-        share_attention: bool = True,
-        full_attention_share: bool = False,
-        share_group_norm: bool = False,
-        scale: float = 1.0,
-        shift: float = 0.0,
-        only_self_level: float = 0.0,
-        set_size: int | None = None,
-    ) -> None:
+    def __init__(self, target: T, **options: Unpack[AdapterOptions]) -> None:
         """Initialize the StyleAlignedAdapter.
 
         Args:
             target: The model to adapt: an `SDXLUNet`, an `SD1UNet`, or any chain that holds self-attentions.
-            adain_queries: Whether to normalize the targets' queries to the reference's.
-            adain_keys: Whether to normalize the targets' keys to the reference's.
-            adain_values: Whether to normalize the targets' values to the reference's.
-            share_attention: Whether the targets attend to the reference.
-            full_attention_share: Whether all rows of a group attend to all of them. There is no normalization then, as
-                in Google's implementation: `adain_queries` and `adain_keys` have no effect.
-            share_group_norm: Whether each group normalization takes its statistics over row and reference together.
-            scale: The factor for the reference's keys, Google's `shared_score_scale`. It can be changed while injected.
-            shift: What is added to the scores of the reference's keys, Google's `shared_score_shift`: `log(2)` makes
-                the reference count twice. It can be changed while injected.
-            only_self_level: The fraction of self-attentions to leave alone, spread evenly and counted as diffusers
-                does: down, up, then middle blocks. It is rounded as Google's `_get_switch_vec` does: of SDXL's 70, from
-                0.35 to 0.65 leaves every second one alone.
-            set_size: The number of images in a set, the reference included. None means that a batch holds the two
-                guidance halves of one set. It can be changed while injected.
+            options: The options, which [`AdapterOptions`][style_aligned.options.AdapterOptions] declares.
 
         Raises:
             TypeError: If the target is not a chain, or an option is not of its type.
-            ValueError: If the target holds nothing to share or is adapted already, or an option is out of its range or
-                excluded by another.
+            ValueError: If the target holds nothing to share or is adapted already, or an option is unknown, out of its
+                range or excluded by another.
         """
         if not isinstance(target, fl.Chain):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"expected a target that is a Chain, such as an SDXLUNet, got a {type(target).__name__}")
-        check_options(
-            {
-                "adain_queries": adain_queries,
-                "adain_keys": adain_keys,
-                "adain_values": adain_values,
-                "share_attention": share_attention,
-                "full_attention_share": full_attention_share,
-                "share_group_norm": share_group_norm,
-                "scale": scale,
-                "shift": shift,
-                "only_self_level": only_self_level,
-                "set_size": set_size,
-            }
-        )
-
-        self.adain_queries = adain_queries
-        self.adain_keys = adain_keys
-        self.adain_values = adain_values
-        self.share_attention = share_attention
-        self.full_attention_share = full_attention_share
-        self.share_group_norm = share_group_norm
-        self.only_self_level = only_self_level
-        self._scale = scale
-        self._shift = shift
-        self._set_size = set_size
+        check_options(options)
+        given: dict[str, Any] = {**{name: option.default for name, option in OPTIONS.items()}, **options}
+        self._options = {name: given[name] for name in FIXED}
+        self._sharing = Sharing()
+        for name in OPTIONS.keys() - FIXED:
+            setattr(self._sharing, name, given[name])
 
         with self.setup_adapter(target):
             super().__init__(target)
-        check_target(target, share_group_norm=share_group_norm)
+        self._check_target()
         self._is_injected = False
-        self._sites: list[Site] = []
-        self._check_input = [fl.Lambda(self.check_input)]
-        self._mode: Mode = "batch"
-        self._bank: ReferenceBank | None = None
+        self._adapters: list[AttentionAdapter | GroupNorm] = []
+        self._hooks: list[RemovableHandle] = []
+        self._checked_rows: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in OPTIONS:
+            return super().__getattr__(name)
+        return self._options[name] if name in FIXED else getattr(self._sharing, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in FIXED and self.__dict__.get("_is_injected", False):
+        if name not in OPTIONS:
+            super().__setattr__(name, value)
+            return
+        check_options({**{name: getattr(self, name) for name in OPTIONS}, name: value})
+        if name not in FIXED:
+            setattr(self._sharing, name, value)
+        elif self._is_injected:
             raise ValueError(f"expected {name} to be set before inject(), got it while injected: eject() first")
-        super().__setattr__(name, value)
-
-    @property
-    def scale(self) -> float:
-        """The factor for the reference's keys."""
-        return self._scale
-
-    @scale.setter
-    def scale(self, scale: float) -> None:
-        self._check_options(scale=scale)
-        self._scale = scale
-        self._apply_options()
-
-    @property
-    def shift(self) -> float:
-        """What is added to the scores of the reference's keys."""
-        return self._shift
-
-    @shift.setter
-    def shift(self, shift: float) -> None:
-        self._check_options(shift=shift)
-        self._shift = shift
-        self._apply_options()
-
-    @property
-    def set_size(self) -> int | None:
-        """The number of images in a set, the reference included."""
-        return self._set_size
-
-    @set_size.setter
-    def set_size(self, set_size: int | None) -> None:
-        self._check_options(set_size=set_size)
-        self._set_size = set_size
-        self._apply_options()
+        else:
+            self._options[name] = value
+        self._checked_rows = None
 
     def inject(self: TStyleAlignedAdapter, parent: fl.Chain | None = None) -> TStyleAlignedAdapter:
         """Inject the adapter.
@@ -190,28 +124,20 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         """
         if self._is_injected:
             raise ValueError("this StyleAlignedAdapter is injected already: expected eject() before inject()")
-        check_target(self.target, share_group_norm=self.share_group_norm)
-        if any(isinstance(ancestor, StyleAlignedAdapter) for ancestor in self.target.get_parents()):
-            raise ValueError(
-                "expected a target that no StyleAlignedAdapter is injected in, got one in another StyleAlignedAdapter:"
-                " eject the other adapter first"
-            )
+        self._check_target()
         if parent is not None and parent.find_parent(self.target) is None:
             name = type(self.target).__name__
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
-        self._sites = self._build_sites()
+        self._adapters = [*self._adapt_attentions(), *self._adapt_group_norms()]
+        for unet_type in (SD1UNet, SDXLUNet):
+            for unet, _ in walk(self.target, unet_type):
+                self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
+        super().inject(parent)
+        self.set_context(CONTEXT, {"sharing": self._sharing})
         self._is_injected = True
-        try:
-            for site in self._sites:
-                site.inject()
-            self._apply_options()
-            for unet in self._find_unets():
-                unet.insert(0, self._check_input[0])
-            return super().inject(parent)
-        except BaseException:  # an interruption too
-            self.eject()
-            raise
+        self._checked_rows = None
+        return self
 
     def eject(self) -> None:
         """Eject the adapter.
@@ -221,15 +147,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         """
         if not self._is_injected:
             raise ValueError("this StyleAlignedAdapter is not injected: expected inject() before eject()")
-        for site in self._sites:
-            site.eject()
-        for unet in self._find_unets():
-            if any(layer is self._check_input[0] for layer in unet):
-                unet.remove(self._check_input[0])
-        if any(parent is self for parent in self.target.get_parents()):  # not, if the injection was interrupted
-            super().eject()
-        self._sites = []
-        self._is_injected = False
+        for adapter in self._adapters:
+            adapter.eject()
+        for hook in self._hooks:
+            hook.remove()
+        chains: list[fl.Chain] = [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
+        for chain in chains:
+            chain.provider.contexts.pop(CONTEXT, None)
+        reset_residuals(self.target)
+        super().eject()
+        self._adapters, self._hooks, self._is_injected = [], [], False
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
         return self if self._is_injected else self.inject()
@@ -266,6 +193,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 assert torch.allclose(chain(features[2:]), aligned[2:], atol=1e-5)
             ```
         """
+        self._check_mode("record")
+        bank.start(self.target, self._options)
         with self._in_mode("record", bank):
             yield
 
@@ -273,84 +202,21 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def replay(self, bank: ReferenceBank) -> Generator[None, None, None]:
         """Make the target take targets alone, which share the references that were recorded.
 
-        A batch holds as many consecutive rows for each of the recorded ones, in their order.
+        A batch holds as many consecutive rows for each of the recorded ones, in their order. They may be of another
+        size than the references.
 
         Args:
             bank: What was recorded.
 
         Raises:
-            ValueError: As for `record`, or if the bank was recorded with another target or other options.
+            ValueError: As for `record`, or if the bank is empty, or was recorded with another target or other options.
         """
+        self._check_mode("replay")
+        bank.check_recorded(self.target, self._options)
         with self._in_mode("replay", bank):
             yield
 
-    def check_input(self, x: Tensor) -> Tensor:
-        """Check that the rows of a U-Net's input are laid out as `set_size` says, before anything is computed.
-
-        Args:
-            x: The latents, of shape (rows, channels, height, width).
-
-        Returns:
-            The latents, as they are.
-
-        Raises:
-            ValueError: If the latents are not of rank 4, if their rows cannot be split into sets, if `set_size` is None
-                and the two halves of the batch differ (it is no classifier-free guidance batch of one set), if it is
-                one and `set_size` takes both halves for a set, if targets do not fit the references that were recorded,
-                or if another adapter has put a layer between this one's and the attention since.
-        """
-        for site in self._sites:
-            site.check_order()
-        if x.ndim != 4:
-            raise ValueError(
-                "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
-                f" rank {x.ndim} and shape {tuple(x.shape)}"
-            )
-        match self._mode, self._bank:
-            case "record", ReferenceBank() as bank:
-                bank.latents_shape = x.shape
-            case "replay", ReferenceBank() as bank:
-                bank.check_targets(x)
-            case _:
-                check_rows(x, self.set_size)
-        return x
-
-    def _check_options(self, **changes: Any) -> None:
-        """Check a change of options beside the others."""
-        check_options({**{name: getattr(self, name) for name in OPTIONS}, **changes})
-
-    def _find_unets(self) -> list[fl.Chain]:
-        return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]
-
-    def _build_sites(self) -> list[Site]:
-        """Build the layers for every self-attention and group normalization that shares."""
-        sites: list[Site] = []
-        self_attentions = find_self_attentions(self.target)
-        alone = only_self(len(self_attentions), level=self.only_self_level)
-        is_active = self.share_attention or self.adain_queries or self.adain_keys or self.adain_values
-        for index, self_attention in enumerate(self_attentions):
-            if alone[index] or not is_active:
-                continue
-            if self.full_attention_share:
-                sites.append(fully_shared_site(self_attention))
-                continue
-            sites.append(
-                self_attention_site(
-                    self_attention,
-                    key=f"self_attention_{index}",
-                    adain_queries=self.adain_queries,
-                    adain_keys=self.adain_keys,
-                    adain_values=self.adain_values,
-                    share=self.share_attention,
-                )
-            )
-        if self.share_group_norm:
-            for index, (group_norm, parent) in enumerate(walk(self.target, fl.GroupNorm)):
-                sites.append(group_norm_site(group_norm, parent, key=f"group_norm_{index}"))
-        return sites
-
-    @contextmanager
-    def _in_mode(self, mode: Mode, bank: ReferenceBank) -> Generator[None, None, None]:
+    def _check_mode(self, mode: str) -> None:
         if not self._is_injected:
             raise ValueError(f"this StyleAlignedAdapter is not injected: expected inject() before {mode}()")
         if self.full_attention_share:
@@ -358,38 +224,106 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 f"expected full_attention_share=False to {mode} references, got True: they attend to their targets"
                 " then, and cannot go before them"
             )
-        if self._mode != "batch":
-            raise ValueError(f"expected {mode}() outside of {self._mode}(), got it inside")
-        options = {name: getattr(self, name) for name in FIXED}
-        if mode == "record":
-            bank.start(self.target, options)
-        else:
-            bank.check_recorded(self.target, options)
+        if self._sharing.mode != "batch":
+            raise ValueError(f"expected {mode}() outside of {self._sharing.mode}(), got it inside")
+
+    @contextmanager
+    def _in_mode(self, mode: Literal["record", "replay"], bank: ReferenceBank) -> Generator[None, None, None]:
+        self._sharing.mode, self._sharing.bank = mode, bank
         try:
-            for site in self._sites:
-                site.set_mode(mode)
-            self._mode, self._bank = mode, bank
-            self._apply_options()
             yield
         finally:
-            self._mode, self._bank = "batch", None
-            for site in self._sites:
-                site.set_mode("batch")
-                for layer in site.layers():
-                    if isinstance(layer, RecordReferences | ReplayReferences):
-                        layer.bank = None  # what it holds is the caller's to keep, or to free
+            self._sharing.mode, self._sharing.bank = "batch", ReferenceBank()
 
-    def _apply_options(self) -> None:
-        """Tell the layers in the target what can change while they are there."""
-        for layer in (layer for site in self._sites for layer in site.layers()):
-            match layer:
-                case ScaleReferences():
-                    layer.scale = self.scale
-                case SharedScaledDotProductAttention():
-                    layer.shift, layer.set_size = self.shift, self.set_size
-                case GetReferences() | FullySharedScaledDotProductAttention():
-                    layer.set_size = self.set_size
-                case RecordReferences() | ReplayReferences() if self._bank is not None:
-                    layer.bank = self._bank
-                case _:
-                    pass
+    def _check_target(self) -> None:
+        """Check that the target holds something to share, and nothing that is shared already."""
+        name = type(self.target).__name__
+        for layer in (*self.target.get_parents(), *self.target.modules()):
+            if isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned):
+                raise ValueError(
+                    f"expected a target that no StyleAlignedAdapter is injected in, got a {name} with a"
+                    f" {type(layer).__name__} already: eject the other adapter first"
+                )
+        self_attentions = find_self_attentions(self.target)
+        if not self_attentions and not (self.share_group_norm and any(walk(self.target, fl.GroupNorm))):
+            kinds = "self-attention or group normalization" if self.share_group_norm else "self-attention"
+            raise ValueError(f"expected a target with at least one {kinds}, got a {name} with none")
+        for self_attention in self_attentions:
+            find_attention(self_attention)
+
+    def _adapt_attentions(self) -> list[AttentionAdapter]:
+        """Inject a sub-adapter into every self-attention that shares."""
+        adapters: list[AttentionAdapter] = []
+        names = ("adain_queries", "adain_keys", "adain_values", "share_attention")
+        options: dict[str, Any] = {name: self._options[name] for name in names}
+        self_attentions = find_self_attentions(self.target) if any(options.values()) else []
+        alone = only_self(len(self_attentions), level=self.only_self_level)
+        for index, self_attention in enumerate(self_attentions):
+            attention = find_attention(self_attention)
+            if alone[index]:
+                continue
+            if self.full_attention_share:
+                adapter = FullySharedAttentionAdapter(attention)
+            else:
+                adapter = SharedAttentionAdapter(attention, f"self_attention_{index}", **options)
+            adapters.append(adapter.inject(self_attention))
+        return adapters
+
+    def _adapt_group_norms(self) -> list[GroupNorm]:
+        """Put a shared normalization in place of every one, if they are to be shared."""
+        shared: list[GroupNorm] = []
+        if self.share_group_norm:
+            for index, (group_norm, parent) in enumerate(list(walk(self.target, fl.GroupNorm))):
+                shared.append(GroupNorm(group_norm, f"group_norm_{index}"))
+                parent.replace(group_norm, shared[-1])
+        return shared
+
+    def _before_pass(self, unet: fl.Chain, inputs: tuple[Tensor]) -> None:
+        """Have a U-Net begin a pass as a fresh one, and check the rows of its input before anything is computed.
+
+        Raises:
+            ValueError: If the latents are not of rank 4, if their rows are not laid out as `set_size` says, or if
+                targets do not fit the references that were recorded.
+        """
+        reset_residuals(unet)
+        x, sharing = inputs[0], self._sharing
+        if x.ndim != 4:
+            raise ValueError(
+                "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
+                f" rank {x.ndim} and shape {tuple(x.shape)}"
+            )
+        if sharing.mode == "batch":
+            sharing.group_size(len(x))
+            if len(x) != self._checked_rows:  # once: looking at latents makes a GPU wait
+                check_halves(x, sharing.set_size)
+                self._checked_rows = len(x)
+        elif sharing.mode == "record":
+            sharing.bank.latents_shape = x.shape
+        else:
+            sharing.bank.check_targets(x)
+
+
+def check_halves(x: Tensor, set_size: int | None) -> None:
+    """Check that `set_size` does not take guidance halves for sets, or sets for guidance halves.
+
+    Args:
+        x: The latents.
+        set_size: The number of images in a set, the reference included. None means that the batch holds the two
+            guidance halves of a single set.
+
+    Raises:
+        ValueError: If `set_size` is None and the halves of the batch differ (it is no classifier-free guidance batch of
+            one set), or if it is one and `set_size` takes both halves for a set.
+    """
+    are_equal = len(x) % 2 == 0 and torch.equal(*x.chunk(2))
+    if set_size is None and not are_equal:
+        raise ValueError(
+            f"got a batch of {len(x)} rows whose halves differ, expected the same latents twice, as in"
+            " classifier-free guidance with one set: without guidance, or for several sets in one batch, give the"
+            " adapter a set_size"
+        )
+    if set_size == len(x) and are_equal and not (x == x[:1]).all():
+        raise ValueError(
+            f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
+            f" of {set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
+        )

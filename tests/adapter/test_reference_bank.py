@@ -9,7 +9,7 @@ from refiners.fluxion.layers.chain import ChainError
 from torch import Tensor
 
 from style_aligned import StyleAlignedAdapter
-from style_aligned.adapter.reference_bank import ReferenceBank, summarize
+from style_aligned.adapter.reference_bank import ReferenceBank
 from tests.chains import Blocks, blocks, features, run, snapshot
 
 OPTIONS: list[dict[str, Any]] = [
@@ -19,6 +19,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"share_attention": False},
     {"adain_queries": False, "adain_keys": False},
     {"adain_values": True, "only_self_level": 0.5},
+    {"strength": 0.3, "share_group_norm": True},
+    {"strength": 2.5, "share_group_norm": True},
 ]
 
 
@@ -78,14 +80,22 @@ def test_a_bank_holds_one_step_and_as_little_as_it_can() -> None:
         for _ in range(3):
             run_rows(chain, x, [0, 4])
     keys_and_values, moments_of_queries_and_keys = 2 * (2 * 10 * 16), 2 * (2 * 2 * 16)
-    assert len(bank) == 2 * 4
+    assert len(bank) == 2 * 3, "queries, keys and values of two self-attentions"
     assert bank.nbytes == 2 * 4 * (keys_and_values + moments_of_queries_and_keys)
 
 
-def test_two_tokens_have_the_moments_of_all() -> None:
-    x = features(3, 50, 8)
-    torch.testing.assert_close(summarize(x).mean(dim=1), x.mean(dim=1))
-    torch.testing.assert_close(summarize(x).std(dim=1), x.std(dim=1))
+@torch.no_grad()
+def test_the_tree_stays_while_references_are_recorded_and_replayed() -> None:
+    chain, x, bank = blocks(), features(8, 10, 16), ReferenceBank()
+    with StyleAlignedAdapter(chain, share_group_norm=True) as adapter:
+        run(chain, x)
+        injected, keys = [line[:2] for line in snapshot(chain)], list(chain.state_dict())
+        for mode, rows in ((adapter.record, [0, 4]), (adapter.replay, [1, 5])):
+            with mode(bank):
+                run_rows(chain, x, rows)
+                assert [line[:2] for line in snapshot(chain)] == injected
+                assert list(chain.state_dict()) == keys
+        assert [line[:2] for line in snapshot(chain)] == injected
 
 
 @torch.no_grad()
@@ -121,8 +131,8 @@ def test_modes_out_of_order() -> None:
     adapter.inject()
     with adapter.record(ReferenceBank()), pytest.raises(ValueError, match=r"expected replay\(\) outside of record\(\)"):
         adapter.replay(ReferenceBank()).__enter__()
-    with adapter.replay(ReferenceBank()), pytest.raises(ChainError, match="expected a bank that has recorded"):
-        run(chain, features(2, 10, 16))
+    with pytest.raises(ValueError, match="expected a bank that has recorded its references, got an empty one"):
+        adapter.replay(ReferenceBank()).__enter__()
 
 
 def test_keys_are_found_in_a_chain_that_is_a_self_attention() -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
-from refiners.fluxion.layers.chain import ChainError
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
@@ -24,6 +23,7 @@ from style_aligned import StyleAligned, StyleAlignedAdapter
 from style_aligned.models.denoising import sample_noise
 from style_aligned.models.mini import Mini
 from tests.chains import snapshot
+from tests.conftest import build_random_mini
 from tests.oracle import relative_error
 
 SIZE = (64, 64)
@@ -186,12 +186,18 @@ def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
     with StyleAlignedAdapter(model.unet, set_size=3) as adapter:
         aligned = denoise(model, PROMPTS)
         adapter.set_size = None
-        with pytest.raises(ChainError, match="got a batch of 3 rows, expected the two guidance halves"):
+        with pytest.raises(ValueError, match="got a batch of 3 rows, expected the two guidance halves"):
             denoise(model, PROMPTS)  # the second pass
     assert relative_error(aligned[:1], alone) < 1e-5
     assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
     model.set_self_attention_guidance(enable=False)
     assert model.unet.find(StyleAligned) is None
+
+    other = build_random_mini()
+    other.solver = DDIM(num_inference_steps=4)
+    with StyleAlignedAdapter(other.unet, set_size=3):
+        other.set_self_attention_guidance(enable=True, scale=2.0)
+        assert torch.equal(denoise(other, PROMPTS), aligned), "in either order"
 
 
 COMPILE_UNET = """

@@ -35,8 +35,10 @@ def test_memory_of_a_set() -> None:
     assert 0 < growth < peak < 2000  # MiB
 
 
-def test_attention_in_blocks() -> None:
-    assert "64x64" in run("scripts/benchmark_attention.py", "--rounds", "1")
+def test_switches_between_recording_and_replaying() -> None:
+    output = run("scripts/benchmark_switching.py", "--rounds", "20")
+    assert output.startswith("70 self-attentions")
+    assert float(output.rpartition("switches of a step: ")[2]) < 1  # milliseconds
 
 
 def test_the_evaluation_and_its_pictures(tmp_path: Path) -> None:

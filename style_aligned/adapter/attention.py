@@ -1,0 +1,145 @@
+"""Attention that is shared with the reference."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from refiners.fluxion import layers as fl
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from style_aligned.adapter.sharing import get_sharing
+
+
+class SharedAttention(fl.Chain):
+    """Attention where the targets attend to their own tokens and to their reference's.
+
+    The references attend to themselves alone, exactly as in plain attention and at its cost.
+
+    Receives:
+        query (Float[Tensor, "rows tokens dim"]): The queries.
+        key (Float[Tensor, "rows tokens+reference_tokens dim"]): The keys, followed by those of the references.
+        value (Float[Tensor, "rows tokens+reference_tokens dim"]): The values, followed by those of the references.
+
+    Returns:
+        (Float[Tensor, "rows tokens dim"]): The attended values.
+    """
+
+    def __init__(self, attention: fl.ScaledDotProductAttention) -> None:
+        """Initialize the SharedAttention layer.
+
+        Args:
+            attention: The attention to share.
+        """
+        super().__init__(attention)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Float[Tensor, "rows tokens dim"],
+        key: Float[Tensor, "rows shared_tokens dim"],
+        value: Float[Tensor, "rows shared_tokens dim"],
+    ) -> Float[Tensor, "rows tokens dim"]:
+        attend, tokens = self[0], query.shape[1]
+        if key.shape[1] == tokens:  # nothing is shared
+            return attend(query, key, value)
+        sharing = get_sharing(self)
+        if sharing.mode == "replay":
+            return self.attend_to_shared(query, key, value)
+
+        set_size = sharing.group_size(query.shape[0])
+        attended: list[Tensor] = []
+        for start in range(0, query.shape[0], set_size):
+            reference, targets = slice(start, start + 1), slice(start + 1, start + set_size)
+            attended.append(attend(query[reference], key[reference, :tokens], value[reference, :tokens]))
+            attended.append(self.attend_to_shared(query[targets], key[targets], value[targets]))
+        return torch.cat(attended)
+
+    def attend_to_shared(
+        self,
+        query: Float[Tensor, "targets tokens dim"],
+        key: Float[Tensor, "targets shared_tokens dim"],
+        value: Float[Tensor, "targets shared_tokens dim"],
+    ) -> Float[Tensor, "targets tokens dim"]:
+        """Attend with the weights of the references added to the scores of their tokens.
+
+        Args:
+            query: The queries.
+            key: The keys.
+            value: The values.
+        """
+        tokens, reference_tokens = query.shape[1], key.shape[1] - query.shape[1]
+        log_weight = get_sharing(self).log_weight(tokens, reference_tokens)
+        if log_weight == 0:
+            return self[0](query, key, value)
+        bias = key.new_zeros(tokens + reference_tokens)
+        limits = torch.finfo(key.dtype)
+        bias[tokens:] = min(max(log_weight, limits.min), limits.max)
+        return biased_attention(self.ensure_find(fl.ScaledDotProductAttention), query, key, value, bias)
+
+
+def biased_attention(
+    attention: fl.ScaledDotProductAttention,
+    query: Float[Tensor, "rows tokens dim"],
+    key: Float[Tensor, "rows keys dim"],
+    value: Float[Tensor, "rows keys dim"],
+    bias: Float[Tensor, "keys"],
+) -> Float[Tensor, "rows tokens dim"]:
+    """Compute attention with something added to the scores of each key.
+
+    Args:
+        attention: The attention whose heads, slices and way of computing are taken.
+        query: The queries.
+        key: The keys.
+        value: The values.
+        bias: What is added to the scores of each key. Fused attention adds it as it goes: the scores of all queries
+            are never laid out in memory.
+    """
+
+    def heads(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
+
+    key, value = heads(key), heads(value)
+    attended: list[Tensor] = []
+    parts: list[Tensor] = list(torch.split(heads(query), attention.slice_size or query.shape[1], dim=-2))
+    for part in parts:
+        if attention.is_optimized:
+            # a row of scores for all the queries: broadcast, it stays that small
+            mask = bias.expand(part.shape[-2], -1)
+            attended.append(scaled_dot_product_attention(part, key, value, attn_mask=mask))
+        else:
+            scores = (part @ key.transpose(-1, -2)).float() / math.sqrt(part.shape[-1]) + bias
+            attended.append(scores.softmax(dim=-1).to(dtype=value.dtype) @ value)
+    return torch.cat(attended, dim=-2).transpose(1, 2).flatten(start_dim=-2)
+
+
+class FullySharedAttention(fl.Chain):
+    """Attention where every row of a group attends to the tokens of all its rows.
+
+    This is `full_attention_share` of Google's implementation.
+
+    Receives:
+        query (Float[Tensor, "rows tokens dim"]): The queries.
+        key (Float[Tensor, "rows tokens dim"]): The keys.
+        value (Float[Tensor, "rows tokens dim"]): The values.
+
+    Returns:
+        (Float[Tensor, "rows tokens dim"]): The attended values.
+    """
+
+    def __init__(self, attention: fl.ScaledDotProductAttention) -> None:
+        """Initialize the FullySharedAttention layer.
+
+        Args:
+            attention: The attention to share.
+        """
+        super().__init__(attention)
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        query: Float[Tensor, "rows tokens dim"],
+        key: Float[Tensor, "rows tokens dim"],
+        value: Float[Tensor, "rows tokens dim"],
+    ) -> Float[Tensor, "rows tokens dim"]:
+        groups = query.shape[0] // get_sharing(self).group_size(query.shape[0])
+        laid_end_to_end = (x.reshape(groups, -1, x.shape[-1]) for x in (query, key, value))
+        return self[0](*laid_end_to_end).reshape(query.shape)

@@ -1,0 +1,118 @@
+"""After any exception in the middle of a pass, the next one is as on a fresh model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from refiners.fluxion import layers as fl
+from refiners.fluxion.layers.chain import ChainError
+from refiners.foundationals.latent_diffusion.solvers import DDIM
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter, ZeroConvolution
+from torch import Tensor
+
+from style_aligned import ReferenceBank, StyleAlignedAdapter
+from style_aligned.adapter import reset_residuals
+from style_aligned.models.mini import Mini
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def run(model: Mini, images: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    model.solver = DDIM(num_inference_steps=4)
+    embedding, pooled = model.compute_clip_text_embedding(["a fox"] * images, [""] * images)
+    time_ids = model.default_time_ids.repeat_interleave(images, dim=0)
+    x = torch.randn(images, 4, 8, 8, generator=generator)
+    return model(x, step=0, clip_text_embedding=embedding, pooled_text_embedding=pooled, time_ids=time_ids)
+
+
+@contextmanager
+def stop_at(unet: fl.Chain, error: type[BaseException], layer: type[fl.Module], number: int) -> Iterator[None]:
+    """Raise an error once the pass gets to a layer."""
+
+    def stop(*_: Any) -> None:
+        raise error("stopped in the middle of a pass")
+
+    handle = list(unet.layers(layer))[number].register_forward_pre_hook(stop)
+    try:
+        with pytest.raises((error, ChainError), match="stopped in the middle of a pass"):
+            yield
+    finally:
+        handle.remove()
+
+
+ERRORS = (KeyboardInterrupt, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("number", [1, 6, -2])
+@pytest.mark.parametrize("options", [{}, {"share_group_norm": True}, {"full_attention_share": True}], ids=str)
+def test_a_plain_loop_goes_on(
+    random_mini: Mini, error: type[BaseException], number: int, options: dict[str, Any]
+) -> None:
+    model = random_mini
+    plain = run(model, 2)
+    with StyleAlignedAdapter(model.unet, **options):
+        expected, smaller = run(model, 3), run(model, 2)
+        with stop_at(model.unet, error, fl.SelfAttention, number):
+            run(model, 3)
+        assert torch.equal(run(model, 2), smaller), "a smaller batch, once there is no memory left"
+        assert torch.equal(run(model, 3), expected)
+        with stop_at(model.unet, error, fl.SelfAttention, number):
+            run(model, 3)
+    assert torch.equal(run(model, 2), plain), "eject() resets too"
+
+
+def test_record_and_replay_go_on(random_mini: Mini) -> None:
+    model, bank = random_mini, ReferenceBank()
+    with StyleAlignedAdapter(model.unet, share_group_norm=True) as adapter:
+        with adapter.record(bank):
+            run(model, 1)
+        with adapter.replay(bank):
+            expected = run(model, 2, seed=1)
+        with stop_at(model.unet, KeyboardInterrupt, fl.SelfAttention, 5), adapter.record(bank):
+            run(model, 1)
+        with adapter.record(bank):
+            run(model, 1)
+        with stop_at(model.unet, KeyboardInterrupt, fl.SelfAttention, 5), adapter.replay(bank):
+            run(model, 2)
+        with adapter.replay(bank):
+            assert torch.equal(run(model, 2, seed=1), expected)
+
+
+def test_residuals_are_reset_without_the_adapter(random_mini: Mini) -> None:
+    expected = run(random_mini, 2)
+    with stop_at(random_mini.unet, KeyboardInterrupt, fl.SelfAttention, 5):
+        run(random_mini, 2)
+    reset_residuals(random_mini.unet)
+    assert torch.equal(run(random_mini, 2), expected)
+    reset_residuals(fl.Chain(fl.Identity()))  # nothing to reset
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_the_residuals_of_a_control_lora_stay(fresh_mini: Mini, ours_first: bool) -> None:
+    model = fresh_mini
+    ours = StyleAlignedAdapter(model.unet)
+    if ours_first:
+        ours.inject()
+    control = ControlLoraAdapter("canny", model.unet, scale=1.0)
+    for layer in control.control_lora.layers(ZeroConvolution):
+        torch.nn.init.normal_(layer.layer(0, fl.Conv2d).weight, std=0.02)
+    control.inject()
+    if not ours_first:
+        ours.inject()
+    control.set_condition(torch.randn(1, 3, 64, 64))
+    controlled = run(model, 2)
+    with stop_at(model.unet, KeyboardInterrupt, fl.SelfAttention, -2):
+        run(model, 2)
+    assert torch.equal(run(model, 2), controlled)
+    control.control_lora.scale = 0
+    assert not torch.allclose(run(model, 2), controlled)
