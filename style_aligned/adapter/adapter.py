@@ -238,7 +238,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""
         name = type(self.target).__name__
-        for layer in (*self.target.get_parents(), *self.target.modules()):
+        layers: list[Any] = [*self.target.get_parents(), *self.target.modules()]
+        for layer in layers:
             if isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned):
                 raise ValueError(
                     f"expected a target that no StyleAlignedAdapter is injected in, got a {name} with a"

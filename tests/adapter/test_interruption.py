@@ -1,6 +1,6 @@
 """After any exception in the middle of a pass, the next one is as on a fresh model."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ def run(model: Mini, images: int, seed: int = 0) -> Tensor:
 
 
 @contextmanager
-def stop_at(unet: fl.Chain, error: type[BaseException], layer: type[fl.Module], number: int) -> Iterator[None]:
+def stop_at(unet: fl.Chain, error: type[BaseException], layer: type[fl.Module], number: int) -> Generator[None]:
     """Raise an error once the pass gets to a layer."""
 
     def stop(*_: Any) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -42,11 +43,12 @@ def self_attention(dim: int = 16, dtype: torch.dtype = torch.float32) -> fl.Self
 
 def expect(attention: fl.SelfAttention, x: Tensor, attend: Callable[[list[Tensor]], Tensor]) -> Tensor:
     """What a self-attention comes to, if `attend` is what its attention does with queries, keys and values."""
-    query, key, value, out = (
-        lambda features, linear=linear: features.double() @ linear.weight.double().T + linear.bias.double()
-        for linear in attention.layers(fl.Linear)
-    )
-    return out(attend([query(x), key(x), value(x)]))
+    *projections, out = (partial(project, linear) for linear in attention.layers(fl.Linear))
+    return out(attend([projection(x) for projection in projections]))
+
+
+def project(linear: fl.Linear, x: Tensor) -> Tensor:
+    return x.double() @ linear.weight.double().T + linear.bias.double()
 
 
 def use_plain_computation(attention: fl.SelfAttention) -> None:
