@@ -86,7 +86,7 @@ class ReferenceBank:
         """
         self.clear()
         self._target = ref(target)
-        self._options = options
+        self._options = dict(options)  # the adapter's own may change later
 
     def check_recorded(self, target: fl.Chain, options: dict[str, Any]) -> None:
         """Check that what was recorded can be replayed.

@@ -160,6 +160,9 @@ def test_a_bank_of_other_options_or_rows() -> None:
                 with pytest.raises(ChainError, match=f"got a batch of {len(rows)} targets, expected"):
                     run_rows(chain, x, rows)
             assert len(run_rows(chain, x, [1, 5])) == 2
+    adapter.adain_values = True
+    with adapter, pytest.raises(ValueError, match="got one with other adain_values"):
+        adapter.replay(bank).__enter__()
 
 
 @torch.no_grad()
