@@ -1,9 +1,8 @@
 """The two architectures whose weights can be loaded: what they are made of, and what their weights are called."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from refiners.foundationals.clip.text_encoder import CLIPTextEncoderL
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet, StableDiffusion_1, StableDiffusion_XL
@@ -12,25 +11,10 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder im
 
 from style_aligned.models.checkpoints.autoencoder import PreciseSD1Autoencoder, PreciseSDXLAutoencoder
 from style_aligned.models.checkpoints.initialization import NoInitialization
-from style_aligned.models.checkpoints.keys import UNetStructure, autoencoder_modules, unet_modules
+from style_aligned.models.checkpoints.keys import Layout, Names, UNetStructure, autoencoder_modules, unet_modules
+from style_aligned.models.checkpoints.spelling import is_leftover
 from style_aligned.models.checkpoints.text_keys import Source, open_clip_source, pooled_text_modules, text_modules
 from style_aligned.models.checkpoints.tokenizer import put_exact_tokenizers
-
-Layout = Literal["diffusers", "original", "refiners"]
-
-LEFTOVERS = (  # of training, and constants that every implementation computes for itself
-    r"(.+\.)?(v_pred|ztsnr)",
-    r"model_ema\..+",
-    r"denoiser\..+",
-    r"first_stage_model\.(loss|model_ema)\..+",
-    r"(betas|logvar|lvlb_weights|scale_factor|global_step)",
-    r"([a-z0-9]+_)*alphas_cumprod(_prev)?",
-    r"posterior_[a-z0-9_]+",
-    r"(text_encoder|text_encoder_2)\.embeddings\.position_ids",
-    r".+\.text_model\.embeddings\.position_ids",
-    r"conditioner\.embedders\.1\.model\.(logit_scale|attn_mask)",
-    r"cond_stage_model\.(logit_scale|text_projection)",
-)
 
 
 @dataclass(frozen=True)
@@ -64,20 +48,23 @@ class TextEncoder:
         for refiners, name in names:
             yield f"clip_text_encoder.{refiners}", name
 
-    def source(self, name: str, layout: Layout) -> Source:
-        """Find a tensor of this encoder, named as in transformers, in a layout."""
+    def sources(self, name: str, layout: Layout) -> list[Source]:
+        """Return where a tensor, named as in transformers, can be in a layout: the usual place first."""
         if layout == "diffusers":
-            return Source(f"{self.diffusers}.{name}")
+            return [Source(f"{self.diffusers}.{name}")]
         if not self.open_clip:
-            return Source(self.original + name)
+            return [Source(self.original + name)]
         source = open_clip_source(name)
-        return Source(self.original + source.key, third=source.third, transposed=source.transposed)
+        usual = Source(self.original + source.key, third=source.third, transposed=source.transposed)
+        if name == "text_projection.weight":
+            return [usual, Source(self.original + name)]
+        return [usual, Source(re.sub(r"model\.$", "transformer.text_model.", self.original) + name)]
 
     def unused(self) -> tuple[str, ...]:
-        """Give patterns of the tensors that no model needs."""
+        """Return patterns of the tensors that this model does not need."""
         if not self.skip_last:
             return ()
-        names = rf"(encoder\.layers\.{self.layers - 1}|final_layer_norm|text_projection)(\..+)?"
+        names = rf"(encoder\.layers\.{self.layers - 1}|final_layer_norm)\..+"
         return (rf"{self.diffusers}\.{names}", re.escape(self.original) + names)
 
 
@@ -90,6 +77,7 @@ class Architecture:
         unet: The structure of its U-Net.
         text_encoders: Its text encoders.
         text_width: The width of the text embedding.
+        encoder_scale: The factor from the autoencoder's latents to the U-Net's.
         build: Builds the model without weights, on the meta device.
     """
 
@@ -97,23 +85,25 @@ class Architecture:
     unet: UNetStructure
     text_encoders: tuple[TextEncoder, ...]
     text_width: int
+    encoder_scale: float
     build: Callable[[], StableDiffusion_XL | StableDiffusion_1]
 
-    def sources(self, targets: Iterable[str], layout: Layout) -> dict[str, Source]:
+    def sources(self, targets: Iterable[str], layout: Layout, present: Container[str] = ()) -> dict[str, Source]:
         """Find where each weight of the model comes from.
 
         Args:
             targets: The keys of the model's state dict.
             layout: The layout of the source.
+            present: The tensors that the source has, for weights that can have several names.
 
         Returns:
             The source of each target.
         """
         if layout == "refiners":
             return {target: Source(target) for target in targets}
-        modules: dict[str, tuple[str, TextEncoder | None]] = {}
+        modules: dict[str, tuple[Names, None] | tuple[str, TextEncoder]] = {}
         for names in [*unet_modules(self.unet), *autoencoder_modules()]:
-            modules[names.refiners] = getattr(names, layout), None
+            modules[names.refiners] = names, None
         for encoder in self.text_encoders:
             modules |= {refiners: (name, encoder) for refiners, name in encoder.modules()}
 
@@ -121,29 +111,18 @@ class Architecture:
         for target in targets:
             module, _, parameter = target.rpartition(".")
             name, encoder = modules[module]
-            key = f"{name}.{parameter}"
-            sources[target] = Source(key) if encoder is None else encoder.source(key, layout)
+            if encoder is None:
+                assert isinstance(name, Names)
+                candidates = [Source(f"{spelled}.{parameter}") for spelled in name.spellings(layout)]
+            else:
+                candidates = encoder.sources(f"{name}.{parameter}", layout)
+            sources[target] = next((source for source in candidates if source.key in present), candidates[0])
         return sources
 
     def is_unused(self, key: str) -> bool:
         """Say whether a tensor of a source is left out on purpose."""
-        patterns = (*LEFTOVERS, *(pattern for encoder in self.text_encoders for pattern in encoder.unused()))
-        return any(re.fullmatch(pattern, key) for pattern in patterns)
-
-
-def canonical_key(key: str) -> str:
-    """Give the one name of a tensor of diffusers that has had several over the years.
-
-    Example:
-        >>> canonical_key("text_encoder.text_model.final_layer_norm.bias")
-        'text_encoder.final_layer_norm.bias'
-        >>> canonical_key("vae.decoder.mid_block.attentions.0.proj_attn.weight")
-        'vae.decoder.mid_block.attentions.0.to_out.0.weight'
-    """
-    key = re.sub(r"^(text_encoder(_2)?)\.text_model\.", r"\1.", key)
-    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
-        key = re.sub(rf"^(vae\..+\.attentions\.0)\.{old}\.", rf"\1.{new}.", key)
-    return key
+        patterns = (pattern for encoder in self.text_encoders for pattern in encoder.unused())
+        return is_leftover(key) or any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def build_stable_diffusion_xl() -> StableDiffusion_XL:
@@ -202,6 +181,7 @@ STABLE_DIFFUSION_XL = Architecture(
         ),
     ),
     text_width=2048,
+    encoder_scale=0.13025,
     build=build_stable_diffusion_xl,
 )
 STABLE_DIFFUSION_1 = Architecture(
@@ -225,5 +205,6 @@ STABLE_DIFFUSION_1 = Architecture(
         ),
     ),
     text_width=768,
+    encoder_scale=0.18215,
     build=build_stable_diffusion_1,
 )

@@ -36,7 +36,7 @@ class Conversion:
     half: bool
 
     def dtype(self, weight: Weight) -> DType:
-        return torch.float16 if self.half else weight.stored.dtype
+        return torch.float16 if self.half else weight.dtype
 
     @property
     def nbytes(self) -> int:
@@ -126,10 +126,10 @@ def _write(conversion: Conversion, progress: Callable[[int, int], None]) -> None
         nonlocal done
         values = weight.tensor(lambda stored: stored.read())
         converted = values.to(dtype=conversion.dtype(weight))
-        if conversion.half and not converted.isfinite().all() and values.isfinite().all():
-            raise CheckpointError(
-                f"{weight.stored.path}: {weight.stored.key!r} exceeds the range of float16; convert without it"
-            )
+        if not converted.isfinite().all():
+            is_damaged = not values.isfinite().all()
+            reason = "holds NaN or infinity" if is_damaged else "exceeds the range of float16; convert without it"
+            raise CheckpointError(f"{weight.stored.path}: {weight.stored.key!r} {reason}")
         done += converted.nbytes
         progress(done, total)
         return converted

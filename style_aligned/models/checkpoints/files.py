@@ -35,9 +35,11 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+POINTER_START, PAGE_STARTS = b"version https://git-lfs", (b"<!doctype", b"<html", b"<?xml")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 Entry = tuple[str, DType, tuple[int, ...]]  # the key, type and shape of a tensor to write
@@ -53,6 +55,7 @@ class StoredTensor:
         dtype: The type of its numbers in the file.
         shape: Its shape.
         offset: Its first byte, counted from the start of the file.
+        scale: What it is to be multiplied by, for all numbers or for each row.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class StoredTensor:
     dtype: DType
     shape: tuple[int, ...]
     offset: int
+    scale: "StoredTensor | None" = None
 
     @property
     def nbytes(self) -> int:
@@ -125,11 +129,17 @@ def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         The tensors that it holds, and its metadata.
 
     Raises:
-        CheckpointError: For a pickle, a truncated file, or no safetensors file at all.
+        CheckpointError: For a pickle, a pointer of git-lfs, a truncated file, or no safetensors file at all.
     """
     refuse_pickle(path)
     size = path.stat().st_size
     with path.open("rb") as file:
+        start = file.read(len(POINTER_START))
+        if start == POINTER_START:
+            raise CheckpointError(f"{path}: a pointer of git-lfs, not the file itself; run: git lfs pull")
+        if start.lower().startswith(PAGE_STARTS):
+            raise CheckpointError(f"{path}: a web page, not the file itself; download it again, logged in if need be")
+        file.seek(0)
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= MAX_HEADER_BYTES:

@@ -17,7 +17,7 @@ def is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)) and not name.endswith((".safetensors", ".ckpt"))
 
 
-def download(name: str, *, prefer_half: bool) -> Path:
+def download(name: str, *, prefer_half: bool, only_autoencoder: bool = False) -> Path:
     """Fetch the model's files that are not in the hub's cache yet.
 
     The hub's own environment variables hold: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
@@ -25,6 +25,7 @@ def download(name: str, *, prefer_half: bool) -> Path:
     Args:
         name: The repository, as `"owner/name"`.
         prefer_half: Whether to prefer the fp16 variant of the weights.
+        only_autoencoder: Whether to fetch the autoencoder alone.
 
     Returns:
         The folder with the files.
@@ -55,16 +56,18 @@ def download(name: str, *, prefer_half: bool) -> Path:
     except HfHubHTTPError as error:
         raise CheckpointError(f"{name}: the hub refused to list its files: {_first_line(error)}") from error
     except Exception as error:  # no network, or offline mode: the library in use says so in its own way
-        cached = try_to_load_from_cache(repo_id=name, filename="model_index.json")
-        if isinstance(cached, str):
-            return Path(cached).parent
+        for file in ("model_index.json", "config.json"):
+            cached = try_to_load_from_cache(repo_id=name, filename=file)
+            if isinstance(cached, str):
+                return Path(cached).parent
         raise CheckpointError(
             f"{name}: not in the hub's cache on this machine, and the hub cannot be reached: {_first_line(error)}"
         ) from error
 
-    wanted = wanted_files(files, prefer_half=prefer_half, where=name)
+    select = wanted_autoencoder_files if only_autoencoder else wanted_files
+    patterns = select(files, prefer_half=prefer_half, where=name)
     try:
-        return Path(snapshot_download(repo_id=name, allow_patterns=wanted))
+        return Path(snapshot_download(repo_id=name, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(f"{name}: the download stopped: {_first_line(error)}") from error
 
@@ -92,6 +95,24 @@ def wanted_files(files: list[str], *, prefer_half: bool, where: str) -> list[str
             selected = select_weights(names, part, prefer_half=prefer_half, where=f"{where}/{part}")
             wanted.extend(f"{part}/{name}" for name in selected)
     return wanted
+
+
+def wanted_autoencoder_files(files: list[str], *, prefer_half: bool, where: str) -> list[str]:
+    """Select the files of an autoencoder, of a whole model's or of one that is alone in its repository.
+
+    Args:
+        files: The paths of all of its files.
+        prefer_half: Whether to prefer the fp16 variant of the weights.
+        where: The name of the repository, for messages.
+
+    Raises:
+        CheckpointError: If the repository holds none.
+    """
+    folder = "vae/" if "vae/config.json" in files else ""
+    names = [file.removeprefix(folder) for file in files if file.startswith(folder)]
+    selected = select_weights(names, "vae", prefer_half=prefer_half, where=f"{where}/{folder}".removesuffix("/"))
+    settings = [file for file in ("model_index.json", f"{folder}config.json") if file in files]
+    return [*settings, *(folder + name for name in selected)]
 
 
 def _first_line(error: Exception) -> str:

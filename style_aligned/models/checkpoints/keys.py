@@ -7,6 +7,9 @@ are joined by `/`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
+
+Layout = Literal["diffusers", "original", "refiners"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,17 @@ class Names:
             diffusers=f"{self.diffusers}.{inner.diffusers}",
             original=f"{self.original}.{inner.original}",
         )
+
+    def spellings(self, layout: Layout) -> list[str]:
+        """Return what the module can be called in a layout, the usual name first.
+
+        There are single files whose parts have diffusers' names.
+        """
+        usual: str = getattr(self, layout)
+        if layout != "original":
+            return [usual]
+        part = UNET if self.refiners.startswith(f"{UNET.refiners}.") else AUTOENCODER
+        return [usual, part.original + self.diffusers.removeprefix(part.diffusers)]
 
 
 UNET = Names("unet", "unet", "model.diffusion_model")

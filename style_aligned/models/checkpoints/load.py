@@ -10,6 +10,7 @@ from torch import Tensor, device as Device, dtype as DType
 from style_aligned.models.checkpoints.autoencoder import PreciseAutoencoder, autoencoder_dtype
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import MemoryMaps
+from style_aligned.models.checkpoints.other_autoencoder import with_autoencoder
 from style_aligned.models.checkpoints.plan import MODEL_PARTS, Weight, make_plan
 from style_aligned.models.checkpoints.sources import Checkpoint, open_checkpoint
 
@@ -21,6 +22,7 @@ def load_model(
     *,
     device: Device | str = "auto",
     dtype: DType | str = "auto",
+    vae: str | Path | None = None,
     timestep_spacing: str | None = None,
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool | None = None,
@@ -36,6 +38,8 @@ def load_model(
         device: The PyTorch device to use. `"auto"` takes CUDA, or else MPS, or else the CPU.
         dtype: The type of the weights: float32, float16 or bfloat16. `"auto"` takes float16, or float32 on the CPU and
             for the embedded model. With float16, the autoencoder, which would overflow, is in float32.
+        vae: An autoencoder for a checkpoint without one, or in the place of its own: a file, a folder of diffusers or
+            Refiners, a name on the hub, or anything that holds a whole model.
         timestep_spacing: Where the steps of the model's solver are: `"leading"`, `"trailing"` (for few steps: Turbo,
             Lightning, Hyper) or `"linspace"`. None takes what the checkpoint says, and else `"leading"`.
         prediction_type: What the U-Net predicts: `"epsilon"` (noise) or `"v_prediction"` (velocity). None takes what
@@ -69,10 +73,13 @@ def load_model(
     if is_mini:
         from style_aligned.models.mini import load_mini
 
-        if given := [name for name, value in schedule.items() if value is not None]:
-            raise ValueError(f"the embedded model has one schedule; expected no {given[0]}")
+        if given := [name for name, value in {"vae": vae, **schedule}.items() if value is not None]:
+            raise ValueError(f"the embedded model is complete, with one schedule; expected no {given[0]}")
         return load_mini(device=device, dtype=dtype)
-    checkpoint = open_checkpoint(name_or_path, prefer_half=dtype != torch.float32, **schedule)
+    prefer_half = dtype != torch.float32
+    checkpoint = open_checkpoint(name_or_path, prefer_half=prefer_half, **schedule)
+    if vae is not None:
+        checkpoint = with_autoencoder(checkpoint, vae, prefer_half=prefer_half)
     return load_checkpoint(checkpoint, device=device, dtype=dtype)
 
 
@@ -122,12 +129,12 @@ def load_checkpoint(
 
 
 def _load(weight: Weight, maps: MemoryMaps, device: Device, dtype: DType) -> Tensor:
-    if weight.stored.dtype == dtype:
+    if weight.stored.dtype == dtype and weight.stored.scale is None:
         return weight.tensor(maps.tensor).to(device=device)
     # a map's pages would stay in memory beside the converted weight, so this one goes through a buffer of its own
     values = weight.tensor(lambda stored: stored.read()).to(device=device, dtype=dtype)
     if dtype == torch.float16 and not values.isfinite().all():
-        raise CheckpointError(
-            f"{weight.stored.path}: {weight.stored.key!r} exceeds the range of float16; use bfloat16 or float32"
-        )
+        is_damaged = not weight.tensor(lambda stored: stored.read()).isfinite().all()
+        reason = "holds NaN or infinity" if is_damaged else "exceeds the range of float16; use bfloat16 or float32"
+        raise CheckpointError(f"{weight.stored.path}: {weight.stored.key!r} {reason}")
     return values

@@ -1,17 +1,24 @@
 """Which tensor becomes which weight, checked in full before the first one is read."""
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
-from torch import Tensor
+from torch import Tensor, dtype as DType
 
 from style_aligned.models.checkpoints.errors import CheckpointError
-from style_aligned.models.checkpoints.files import FLOATS, StoredTensor
+from style_aligned.models.checkpoints.files import FLOAT8, FLOATS, StoredTensor
 from style_aligned.models.checkpoints.sources import Checkpoint
 from style_aligned.models.checkpoints.text_keys import Source
 
-MODEL_PARTS = ("unet", "lda", "clip_text_encoder")
+logger = logging.getLogger(__name__)
+
+PART_NAMES = {"unet": "U-Net", "lda": "autoencoder", "clip_text_encoder": "text encoder"}
+MODEL_PARTS = tuple(PART_NAMES)
+SMALLER_BY = 20  # tensors: a block of a transformer, which distilled models have fewer of
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,13 @@ class Weight:
     source: Source
 
     @property
+    def dtype(self) -> DType:
+        """The type of its numbers: layers can be in the types of the files, but for those of eight bits."""
+        if self.stored.dtype not in FLOAT8:
+            return self.stored.dtype
+        return torch.float16 if self.stored.scale is None else torch.float32
+
+    @property
     def part(self) -> str:
         """The part of the model: `"unet"`, `"lda"` or `"clip_text_encoder"`."""
         return self.key.partition(".")[0]
@@ -41,12 +55,15 @@ class Weight:
         return self.key.partition(".")[2]
 
     def tensor(self, read: Callable[[StoredTensor], Tensor]) -> Tensor:
-        """Read the weight, of the stored type.
+        """Read the weight, of its `dtype`.
 
         Args:
             read: Gives a stored tensor; the weight is a view of it wherever it can be.
         """
-        values = read(self.stored)
+        values = read(self.stored).to(dtype=self.dtype)
+        if self.stored.scale is not None:
+            scale = read(self.stored.scale).to(dtype=self.dtype).flatten()
+            values = values * scale.reshape(-1, *[1] * (values.ndim - 1))
         if self.source.third is not None:
             values = values.chunk(3)[self.source.third]
         if self.source.transposed:
@@ -83,13 +100,8 @@ def make_plan(checkpoint: Checkpoint, model: StableDiffusion_XL | StableDiffusio
         for key, value in getattr(model, part).state_dict().items()
     }
     architecture = checkpoint.architecture
-    sources = architecture.sources(targets, checkpoint.layout)
-    missing = [source.key for source in sources.values() if source.key not in checkpoint.tensors]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.where(missing[0])}: the tensor {missing[0]!r} is missing{_and_more(missing)}; "
-            f"this is no complete {architecture.name}"
-        )
+    sources = architecture.sources(targets, checkpoint.layout, checkpoint.tensors)
+    _check_complete(checkpoint, sources)
     used = {source.key for source in sources.values()}
     others = [key for key in checkpoint.tensors if key not in used]
     unused = [key for key in others if architecture.is_unused(key)]
@@ -105,7 +117,39 @@ def make_plan(checkpoint: Checkpoint, model: StableDiffusion_XL | StableDiffusio
     ]
     for weight in weights:
         _check(weight)
+    if unused:
+        logger.info("%s: left out, as no model needs it: %s", checkpoint.path, ", ".join(unused))
     return Plan(weights=weights, unused=unused)
+
+
+def _check_complete(checkpoint: Checkpoint, sources: dict[str, Source]) -> None:
+    """Check that there is a tensor for each weight, or else say what is there and what is missing."""
+    missing: dict[str, list[str]] = {part: [] for part in MODEL_PARTS}
+    counts = dict.fromkeys(MODEL_PARTS, 0)
+    for target, source in sources.items():
+        part = target.partition(".")[0]
+        counts[part] += 1
+        if source.key not in checkpoint.tensors:
+            missing[part].append(source.key)
+    keys = [key for part in MODEL_PARTS for key in missing[part]]
+    if not keys:
+        return
+    absent = [part for part in MODEL_PARTS if len(missing[part]) == counts[part]]
+    if absent:
+        there = [PART_NAMES[part] for part in MODEL_PARTS if part not in absent]
+        has = f"it has {' and '.join(f'the {name}' for name in there)} of {checkpoint.architecture.name}"
+        lacks = " and ".join(f"no {PART_NAMES[part]}" for part in absent)
+        remedy = "give one with --vae, or load_model(vae=…)" if absent == ["lda"] else "expected a complete model"
+        raise CheckpointError(f"{checkpoint.path}: {has}, but {lacks} (such as {missing[absent[0]][0]!r}): {remedy}")
+    where, what = checkpoint.where(keys[0]), f"the tensor {keys[0]!r} is missing{_and_more(keys)}"
+    used = {source.key for source in sources.values()}
+    others = [key for key in checkpoint.tensors if key not in used and not checkpoint.architecture.is_unused(key)]
+    if len(missing["unet"]) == len(keys) >= SMALLER_BY and not others:
+        raise CheckpointError(
+            f"{where}: {what}; this is a smaller U-Net that was distilled from {checkpoint.architecture.name} (such as"
+            " SSD-1B or Segmind-Vega), which Refiners has not"
+        )
+    raise CheckpointError(f"{where}: {what}; this is no complete {checkpoint.architecture.name}")
 
 
 def _check(weight: Weight) -> None:
@@ -120,6 +164,12 @@ def _check(weight: Weight) -> None:
     expected = weight.shape
     if weight.source.third is not None:
         expected = (3 * expected[0], *expected[1:])
+    scale = stored.scale
+    if scale is not None and (scale.dtype not in FLOATS or math.prod(scale.shape) not in (1, stored.shape[0])):
+        raise CheckpointError(
+            f"{scale.path}: {scale.key!r} has shape {scale.shape}; expected one number, or one for each of"
+            f" {stored.shape[0]} rows of {stored.key!r}"
+        )
     # a linear layer and a convolution by one pixel are the same, so either may be stored for the other
     is_same = shape == expected or (len(shape) != len(expected) and _trim(shape) == _trim(expected))
     if not is_same:

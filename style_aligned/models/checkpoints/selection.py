@@ -22,7 +22,7 @@ class _Shard(NamedTuple):
 
 
 def select_weights(names: Iterable[str], part: str, *, prefer_half: bool, where: object) -> list[str]:
-    """Select the files with the weights of a part among all of its files: whole or in shards, half precision or not.
+    """Select the files with the weights of a part among all of its files: whole or in shards, of any variant.
 
     Args:
         names: The names of the files in the folder of the part.
@@ -37,30 +37,32 @@ def select_weights(names: Iterable[str], part: str, *, prefer_half: bool, where:
         CheckpointError: If there is none, only pickles, or a shard is missing.
     """
     pattern = re.compile(
-        rf"{PARTS[part]}(?P<variant>\.fp16)?(-(?P<number>\d{{5}})-of-(?P<total>\d{{5}}))?(?P<late>\.fp16)?\.safetensors"
+        rf"{PARTS[part]}(\.(?P<variant>\w+))?(-(?P<number>\d{{5}})-of-(?P<total>\d{{5}}))?(\.(?P<late>\w+))?\.safetensors"
     )
     names = list(names)
-    whole: dict[bool, str] = {}
-    shards: dict[bool, list[_Shard]] = {}
+    whole: dict[str, str] = {}
+    shards: dict[str, list[_Shard]] = {}
     for name in names:
         if match := pattern.fullmatch(name):
-            is_half = bool(match["variant"] or match["late"])
+            variant = match["variant"] or match["late"] or ""
             if match["number"]:
-                shards.setdefault(is_half, []).append(_Shard(int(match["number"]), int(match["total"]), name))
+                shards.setdefault(variant, []).append(_Shard(int(match["number"]), int(match["total"]), name))
             else:
-                whole[is_half] = name
-    for is_half in (prefer_half, not prefer_half):
-        if is_half in whole:
-            return [whole[is_half]]
-        if is_half in shards:
-            return _complete(sorted(shards[is_half]), where)
+                whole[variant] = name
+    preferred = ("fp16", "bf16", "") if prefer_half else ("", "fp16", "bf16")
+    for variant in (*preferred, *sorted({*whole, *shards})):
+        if variant in whole:
+            return [whole[variant]]
+        if variant in shards:
+            return _complete(sorted(shards[variant]), where)
     if any(name.endswith((".bin", ".ckpt", ".pt")) for name in names):
         raise CheckpointError(
             f"{where}: the weights are there as pickles alone, which can run any program when they are opened, so they "
             f"are never opened here; expected {PARTS[part]}.safetensors"
         )
     raise CheckpointError(
-        f"{where}: no weights; expected {PARTS[part]}.safetensors, {PARTS[part]}.fp16.safetensors or shards"
+        f"{where}: no weights; expected {PARTS[part]}.safetensors, a variant such as {PARTS[part]}.fp16.safetensors, or"
+        " shards"
     )
 
 

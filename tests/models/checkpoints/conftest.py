@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from style_aligned.models.checkpoints import sources
-from style_aligned.models.checkpoints.architectures import Architecture, canonical_key
+from style_aligned.models.checkpoints.architectures import Architecture
 from style_aligned.models.checkpoints.schedule import Schedule
+from style_aligned.models.checkpoints.spelling import canonical_key
 from tests.models.checkpoints.narrow import NARROW, NARROW_1, NARROW_XL
 from tests.models.checkpoints.pipelines import make_pipeline, quiet, to_original
 

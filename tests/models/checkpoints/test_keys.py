@@ -12,14 +12,13 @@ from style_aligned.models.checkpoints.architectures import (
     STABLE_DIFFUSION_1,
     STABLE_DIFFUSION_XL,
     Architecture,
-    Layout,
-    canonical_key,
 )
 from style_aligned.models.checkpoints.files import StoredTensor
-from style_aligned.models.checkpoints.keys import autoencoder_modules, unet_modules
+from style_aligned.models.checkpoints.keys import Layout, autoencoder_modules, unet_modules
 from style_aligned.models.checkpoints.plan import Plan, make_plan
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.sources import Checkpoint
+from style_aligned.models.checkpoints.spelling import canonical_key
 from tests.models.checkpoints.narrow import AUTOENCODER_CONFIG, TEXT_G_CONFIG, TEXT_L_CONFIG, UNET_CONFIGS
 from tests.models.checkpoints.pipelines import diffusers, quiet, single_file_utils, to_original, transformers
 

@@ -230,7 +230,9 @@ def test_what_the_user_says_holds(single_file: Path) -> None:
     check(single_file, {})
     check(single_file, VELOCITY, prediction_type="v")
     check(single_file, "a timestep spacing 'late'; expected one of leading, trailing, lins", timestep_spacing="late")
-    with pytest.raises(ValueError, match="the embedded model has one schedule; expected no timestep_spacing"):
+    with pytest.raises(
+        ValueError, match="the embedded model is complete, with one schedule; expected no timestep_spacing"
+    ):
         load_model("mini", timestep_spacing="trailing")
     one_step = load_model(single_file, timestep_spacing="trailing").solver.rebuild(num_inference_steps=1)
     assert one_step.timesteps.tolist() == [999]
