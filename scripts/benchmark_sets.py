@@ -23,9 +23,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark import random_unet, step as unet_step
 
-from style_aligned import Reference, ReferenceBank, StyleAlignedAdapter, generate
+from style_aligned import ReferenceBank, Style, StyleAlignedAdapter, generate
 from style_aligned.models.checkpoints import load_model
-from style_aligned.models.denoising import Model, embed, predict_noise, sample_noise, stack
+from style_aligned.models.denoising import predict_noise
+from style_aligned.models.model import Model
+from style_aligned.models.solvers import sample_noise
+from style_aligned.models.text import embed, stack
 
 BATCH_SIZE = 4
 TARGETS = 32  # and their reference: as many as `generate` has on their way at a time
@@ -40,10 +43,10 @@ def batches_of(size: int) -> list[int]:
 
 
 def record_once(model: Model, steps: int, on_step: OnStep) -> None:
-    reference = Reference.from_prompt(model, REFERENCE, num_inference_steps=steps)
+    reference = Style.from_prompt(model, REFERENCE, num_inference_steps=steps)
     for _ in generate(model, reference, [PROMPT] * TARGETS, batch_size=BATCH_SIZE, on_step=on_step):
         pass
-    model.lda.latents_to_image(reference.states[-1].latents)
+    reference.image()
 
 
 def in_every_batch(model: Model, steps: int) -> Iterator[int]:
@@ -157,7 +160,7 @@ def peak_memory() -> float:
 def measure_memory(images: int, steps: int = 3) -> None:
     """Generate images and print by how many MiB that made the process grow, at most, and its peak."""
     model = load_model("mini")
-    reference = Reference.from_prompt(model, REFERENCE, num_inference_steps=steps)
+    reference = Style.from_prompt(model, REFERENCE, num_inference_steps=steps)
     before = peak_memory()
     for _ in generate(model, reference, [PROMPT] * (images - 1), batch_size=BATCH_SIZE):
         pass

@@ -24,10 +24,12 @@ from torch import Tensor
 
 from scripts.mini_data.captions import canonical
 from scripts.mini_training.dataset import Drawings
-from style_aligned.defaults import EMBEDDED_GUIDANCE
 from style_aligned.evaluation.classifier import Classifier, load_classifier
-from style_aligned.models.denoising import embed, make_solver, predict_noise, sample_noise, stack
+from style_aligned.models.denoising import predict_noise
+from style_aligned.models.family import MINI
 from style_aligned.models.mini import Mini, load_mini
+from style_aligned.models.solvers import make_solver, sample_noise
+from style_aligned.models.text import embed, stack
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, help="how many of the held-out drawings (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--guidance", type=float, default=EMBEDDED_GUIDANCE)
+    parser.add_argument("--guidance", type=float, default=MINI.condition_scale)
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--json", type=Path, help="file for the plain numbers (default: none)")

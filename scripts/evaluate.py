@@ -13,9 +13,9 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from scripts.report import to_markdown, to_plot
-from style_aligned.defaults import EMBEDDED_GUIDANCE
 from style_aligned.evaluation.classifier import load_classifier, read_classifier_file
 from style_aligned.evaluation.sets import SETTINGS, VARIANTS, SetOfPrompts, Setting, Variant, evaluate
+from style_aligned.models.family import MINI
 from style_aligned.models.mini import load_mini
 
 FURTHER_VARIANTS = (
@@ -109,7 +109,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set-size", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--guidance", type=float, default=EMBEDDED_GUIDANCE)
+    parser.add_argument("--guidance", type=float, default=MINI.condition_scale)
     names = [variant.name for variant in ALL_VARIANTS]
     parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: the 8 of VARIANTS)")
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")

@@ -6,12 +6,12 @@ from typing import Any
 
 from PIL import Image
 
-from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
 from style_aligned.evaluation.palette import set_palette_distance
-from style_aligned.models.denoising import Model
-from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.models.family import MINI
+from style_aligned.models.model import Model
+from style_aligned.sampling.generation import generate
+from style_aligned.sampling.samples import Sample
 from style_aligned.sets.contact_sheet import Cell, Layout, Strip, contact_sheet
-from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 
 BATCH_SIZE = 8
@@ -53,7 +53,7 @@ def draw_demo(
     *,
     seed: int = 0,
     steps: int = 16,
-    guidance: float = EMBEDDED_GUIDANCE,
+    guidance: float = MINI.condition_scale,
     on_step: Callable[[int], None] | None = None,
     on_image: Callable[[], None] | None = None,
 ) -> Image.Image:
@@ -80,21 +80,15 @@ def draw_demo(
     lines: list[list[Strip]] = []
     for row in rows:
         prompts = [f"{thing}, {row.style}" for thing in row.things]
-        reference = Reference.from_prompt(
-            model,
-            prompts[0],
-            seed=seed + row.seed,
-            num_inference_steps=steps,
-            condition_scale=guidance,
-            options=EMBEDDED_OPTIONS,
+        style = Style.from_prompt(
+            model, prompts[0], seed=seed + row.seed, num_inference_steps=steps, condition_scale=guidance
         )
         arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
-        aligned = _collect(generate(model, reference, prompts[1:], **arguments), on_image)
-        style = Style.from_reference(model, reference)
+        aligned = _collect(generate(model, style, prompts[1:], **arguments), on_image)
         first = style.image(model)
         if on_image is not None:
             on_image()
-        unaligned = _collect(generate_unaligned(model, style, prompts[1:], **arguments), on_image)
+        unaligned = _collect(generate(model, style, prompts[1:], aligned=False, **arguments), on_image)
         strips: list[Strip] = []
         for name, targets in (("unaligned", unaligned), ("aligned", aligned)):
             images = [first, *targets]

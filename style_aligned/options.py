@@ -1,6 +1,8 @@
-"""The options of the adapter: each declared once, for the adapter, style files, the command line and the page.
+"""The options of the adapter and the settings of a run: each declared once.
 
-To add one, declare it in `AdapterOptions`, use it in the maths (`style_aligned.adapter`), and write it into the oracle
+The adapter, style files, the command line and the page take names, types, ranges, defaults and help from here.
+
+To add an option, declare it in `AdapterOptions`, use it in the maths (`style_aligned.adapter`), and write it into the oracle
 of the tests. Nothing here takes time to import: the command line starts with it.
 """
 
@@ -10,10 +12,12 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
 
+from style_aligned.words import show
+
 
 @dataclass(frozen=True)
 class Option:
-    """One option of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
+    """One option of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], or one setting of a run.
 
     Attributes:
         default: Its value where none is given. Numbers have no effect at their default.
@@ -26,6 +30,7 @@ class Option:
         name: Its name, as a keyword in Python. The command line writes it with dashes.
         kind: The type of its values. Where it is `float`, integers are numbers too.
         optional: Whether None is a value too.
+        flag: Its name on the command line, without dashes in front, where that is another one.
     """
 
     default: Any
@@ -38,6 +43,12 @@ class Option:
     name: str = ""
     kind: type[Any] = float
     optional: bool = False
+    flag: str | None = None
+
+    @property
+    def cli_name(self) -> str:
+        """Its name on the command line, such as `--guidance`."""
+        return f"--{(self.flag or self.name).replace('_', '-')}"
 
     def check(self, value: Any, name: str | None = None) -> None:
         """Check a value of the option.
@@ -55,11 +66,11 @@ class Option:
             return
         if self.kind is bool:
             if not isinstance(value, bool):
-                raise TypeError(f"expected {name} to be True or False, got {value!r}")
+                raise TypeError(f"expected {name} to be True or False, got {show(value)}")
             return
         if not isinstance(value, int if self.kind is int else int | float) or isinstance(value, bool):
             kind = ("an integer" if self.kind is int else "a number") + (" or None" if self.optional else "")
-            raise TypeError(f"expected {name} to be {kind}, got {value!r}")
+            raise TypeError(f"expected {name} to be {kind}, got {show(value)}")
         number = cast(float, value)
         if not is_finite(number) or not self.minimum <= number <= self.maximum:
             kind = "an integer" if self.kind is int else "a finite number"
@@ -165,6 +176,43 @@ OPTIONS = _declared()
 STYLE_OPTIONS = {name: option for name, option in OPTIONS.items() if option.of_style}
 """The options that a style has, by name."""
 
+SEED_LIMIT = 2**63
+"""Seeds are integers from 0 to one less than this."""
+
+SETTINGS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            None,
+            "Steps of the solver.",
+            minimum=1.0,
+            maximum=1000.0,
+            name="num_inference_steps",
+            kind=int,
+            optional=True,
+            flag="steps",
+        ),
+        Option(
+            None,
+            "Strength of the classifier-free guidance; 0 or 1 turns it off.",
+            minimum=-1e4,
+            maximum=1e4,
+            name="condition_scale",
+            optional=True,
+            flag="guidance",
+        ),
+        Option(4, "Images that go through the model at a time.", minimum=1.0, name="batch_size", kind=int),
+        Option(
+            32,
+            "Images that are on their way at a time, with one recording of the reference.",
+            minimum=1.0,
+            name="chunk_size",
+            kind=int,
+        ),
+    )
+}
+"""The settings of a run that are numbers, by name. None means what the model's family recommends."""
+
 WITH_FULL_ATTENTION_SHARE = {"strength": 1, "share_attention": True, "adain_values": False, "scale": 1, "shift": 0}
 """The values that others must have beside `full_attention_share`."""
 
@@ -191,6 +239,54 @@ def check_options(options: Mapping[str, Any], allowed: Mapping[str, Option] = OP
                 f"expected full_attention_share without any other way of sharing, got it with {', '.join(excluded)}"
                 " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
             )
+
+
+def split_options(keywords: Mapping[str, Any], options: Mapping[str, Any] | None, function: str) -> dict[str, Any]:
+    """Put together the options of a style that a function was given, as keywords or by `options`, and check them.
+
+    Args:
+        keywords: The keywords that are no other arguments of the function.
+        options: The options by name. A keyword of the same name takes precedence.
+        function: The name of the function, for errors.
+
+    Raises:
+        TypeError: If a keyword is none of the options', or a value is not of its option's type.
+        ValueError: If there is no such option, a value is out of its range, or one excludes another.
+    """
+    flags = {option.flag: option.name for option in SETTINGS.values() if option.flag}
+    flags |= {"negative": "negative_prompt", "guidance_scale": "condition_scale"}
+    for name in keywords:
+        if name not in OPTIONS:
+            close = flags.get(name) or next(iter(get_close_matches(name, (*STYLE_OPTIONS, *SETTINGS), n=1)), None)
+            hint = f": did you mean {close}?" if close else f"; its options are {', '.join(STYLE_OPTIONS)}"
+            raise TypeError(f"{function}() takes no {name}{hint}")
+    if options is not None and not isinstance(options, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected options by name, got {show(options)}")
+    given = {**(options or {}), **keywords}
+    check_options(given, STYLE_OPTIONS)
+    return given
+
+
+def is_integer(value: Any) -> bool:
+    """Return whether a value is an integer: True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_seed(seed: Any, name: str = "seed") -> None:
+    """Check a seed.
+
+    Args:
+        seed: The seed.
+        name: What an error calls it.
+
+    Raises:
+        TypeError: If it is no integer.
+        ValueError: If it is out of its range.
+    """
+    if not is_integer(seed):
+        raise TypeError(f"expected {name} to be an integer, got {show(seed)}")
+    if not 0 <= seed < SEED_LIMIT:
+        raise ValueError(f"expected {name} between 0 and 2**63 - 1, got {seed}")
 
 
 def is_finite(value: int | float) -> bool:

@@ -1,7 +1,8 @@
-"""The words of a text: for the embedded model's tokenizer, and for the names of files."""
+"""The words of a text, for the embedded model's tokenizer and the names of files, and values in words, for errors."""
 
 import re
 import unicodedata
+from typing import Any
 
 ACCENTS = re.compile(r"(?<=[a-z0-9])[\u0300-\u036f\ufe00-\ufe0f]+")
 
@@ -19,3 +20,23 @@ def words(text: str) -> list[str]:
     marks = {"Mc", "Mn"}
     kinds = "".join("w" if c.isalnum() else "m" if unicodedata.category(c) in marks else " " for c in folded)
     return [folded[match.start() : match.end()] for match in re.finditer("w[wm]*", kinds)]
+
+
+def show(value: Any, length: int = 80) -> str:
+    """Return what an error says of a value that was given: short, whatever the value is.
+
+    Example:
+        >>> show("a fox"), show(3), show(re.compile("a"))
+        ("'a fox'", '3', 'a Pattern')
+    """
+    if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict):
+        try:
+            text = repr(value) if not isinstance(value, str) else repr(value[:length])
+        except Exception:  # of what it holds, or an integer of too many digits
+            text = ""
+        if 0 < len(text) <= length + 2 and "\n" not in text:
+            return text
+        if isinstance(value, str | int):
+            return f"{text[: length - 1]}…" if text else f"one of {type(value).__name__}"
+    article = "an" if type(value).__name__[0] in "AEIOUaeiou" else "a"
+    return f"{article} {type(value).__name__}"

@@ -47,7 +47,7 @@ def style(model: Mini) -> Style:
     return Style.from_prompt(
         model, "a fox, neon sign", negative_prompt="ink", seed=3, num_inference_steps=3, condition_scale=2.5,
         size=(64, 128), options={"scale": 0.8, "shift": 0.25},
-    )  # fmt: skip
+    ).complete()  # fmt: skip
 
 
 @pytest.fixture

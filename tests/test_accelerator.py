@@ -12,7 +12,6 @@ from style_aligned import Style, generate
 from style_aligned.evaluation.classifier import load_classifier
 from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate
 from style_aligned.models.mini import Mini, load_mini
-from style_aligned.sampling.generation import generate_unaligned
 
 PROMPTS = ["a rocket, neon sign", "a cat"]
 
@@ -26,7 +25,7 @@ def latents_of(model: Mini, solver: type[Solver], bank_device: str | None, path:
     style.save(path)
     samples = [
         *generate(model, Style.load(path), PROMPTS, batch_size=1, bank_device=bank_device),
-        *generate_unaligned(model, style, PROMPTS[:1]),
+        *generate(model, style, PROMPTS[:1], aligned=False),
     ]
     assert all(sample.image.size == (64, 64) for sample in samples)
     return torch.cat([style.latents[-1:].cpu(), *(sample.latents.cpu() for sample in samples)])

@@ -10,7 +10,7 @@ import style_aligned
 
 PACKAGE = Path(style_aligned.__file__).parent
 ROOMS = (
-    {"words", "files", "defaults", "options"},
+    {"words", "files", "options"},
     {"adapter"},
     {"models"},
     {"styles"},

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from style_aligned import Reference, generate
+from style_aligned import Style, generate
 from style_aligned.models.mini import Mini
-from style_aligned.styles.style import Style
 
 
 class LiveTensors(TorchDispatchMode):
@@ -42,10 +41,12 @@ class LiveTensors(TorchDispatchMode):
         self.bytes -= nbytes
 
 
-@pytest.mark.parametrize("kind", [Style, pytest.param(Reference, marks=pytest.mark.slow)])
-def test_memory_is_flat(model: Mini, kind: type[Style | Reference]) -> None:
+@pytest.mark.parametrize("is_complete", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_memory_is_flat(model: Mini, is_complete: bool) -> None:
     def measure(count: int) -> int:
-        style = kind.from_prompt(model, "a fox, neon sign", num_inference_steps=2, size=(64, 64))
+        style = Style.from_prompt(model, "a fox, neon sign", num_inference_steps=2, size=(64, 64))
+        if is_complete:
+            style.complete()
         pictures: list[weakref.ref[Any]] = []
         gc.collect()
         with LiveTensors(model.parameters()) as tensors:

@@ -15,7 +15,7 @@ from style_aligned.cli import inputs, library
 from style_aligned.cli.console import Progress
 from style_aligned.cli.evaluate import evaluate
 from style_aligned.cli.sets import Settings
-from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS, GUIDANCE, STEPS
+from style_aligned.models.family import MINI, SDXL
 
 app = typer.Typer(
     help="Sets of images in the style of one reference, without training.",
@@ -328,16 +328,16 @@ def _settings(
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_number("--scale", scale, minimum=0, maximum=1000)
     inputs.check_number("--shift", shift, minimum=-1000, maximum=1000)
-    is_embedded = model == "mini"
+    family = MINI if model == "mini" else SDXL
     given = {"scale": scale, "shift": shift, "share_group_norm": share_group_norm}
     return Settings(
         negative=inputs.check_text(negative or "", "--negative"),
         seed=seed,
-        steps=STEPS if steps is None else steps,
-        guidance=(EMBEDDED_GUIDANCE if is_embedded else GUIDANCE) if guidance is None else guidance,
+        steps=family.num_inference_steps if steps is None else steps,
+        guidance=family.condition_scale if guidance is None else guidance,
         size=inputs.parse_size(size),
         options={name: value for name, value in given.items() if value is not None},
-        model_options={**EMBEDDED_OPTIONS} if is_embedded else {},
+        model_options={**family.options},
     )
 
 

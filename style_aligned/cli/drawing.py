@@ -10,16 +10,16 @@ from style_aligned.cli import existing, library
 from style_aligned.cli.console import Progress, warn
 from style_aligned.cli.sets import ImageSet, Settings, Target
 from style_aligned.files import describe_image, is_cut_off, write_png
-from style_aligned.models.denoising import Model
-from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.models.model import Model
+from style_aligned.sampling.generation import generate
+from style_aligned.sampling.samples import Sample
 from style_aligned.styles.file import StyleError
-from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 
 CHUNK = 32  # images that are on their way at a time, about
 
 
-def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force: bool) -> Style | Reference:
+def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force: bool) -> Style:
     """Take the style of a set from its file, or from an earlier run into the same folder, or start on its reference.
 
     Args:
@@ -48,7 +48,7 @@ def obtain_style(model: Model, image_set: ImageSet, settings: Settings, *, force
     return start_reference(model, source.prompt, settings)
 
 
-def start_reference(model: Model, prompt: str, settings: Settings) -> Reference:
+def start_reference(model: Model, prompt: str, settings: Settings) -> Style:
     """Start on a reference from a prompt.
 
     Args:
@@ -56,7 +56,7 @@ def start_reference(model: Model, prompt: str, settings: Settings) -> Reference:
         prompt: The prompt of the reference.
         settings: What the user asked for.
     """
-    return Reference.from_prompt(
+    return Style.from_prompt(
         model,
         prompt,
         negative_prompt=settings.negative,
@@ -68,7 +68,7 @@ def start_reference(model: Model, prompt: str, settings: Settings) -> Reference:
     )
 
 
-def finish_style(model: Model, reference: Reference, progress: Progress) -> Style:
+def finish_style(model: Model, reference: Style, progress: Progress) -> Style:
     """Make a style from its reference.
 
     Args:
@@ -76,7 +76,7 @@ def finish_style(model: Model, reference: Reference, progress: Progress) -> Styl
         reference: The reference, of which steps may be left to do.
         progress: Told of those steps, and of the image.
     """
-    style = Style.from_reference(model, reference, on_step=progress.step)
+    style = reference.complete(model, on_step=progress.step)
     progress.image()
     return style
 
@@ -94,7 +94,7 @@ def save_style(style: Style, image_set: ImageSet) -> None:
 
 def make_images(
     model: Model,
-    style: Style | Reference,
+    style: Style,
     image_set: ImageSet,
     pending: Set[Path],
     described: Mapping[str, Any],
@@ -111,7 +111,7 @@ def make_images(
         style: The style, or the reference that is to be one.
         image_set: The set.
         pending: The paths of the images to be made.
-        described: What `style_aligned.models.family.describe_model` says of the model, and its decoder.
+        described: What `style_aligned.models.model.describe_model` says of the model, and its decoder.
         batch_size: The number of images that go through the model at a time.
         bank_device: Where to keep what is recorded of the reference. None means where the model is.
         force: Whether to let the style of other weights pass.
@@ -125,8 +125,8 @@ def make_images(
     samples: Iterator[Sample] = iter(())
     if work:
         arguments = _arguments(work, batch_size, progress)
-        samples = generate(model, style, force=force, bank_device=bank_device, **arguments)
-    if isinstance(style, Reference):
+        samples = iter(generate(model, style, force=force, bank_device=bank_device, **arguments))
+    if not style.is_complete:
         samples = chain([next(samples)], samples)  # the steps of the reference are done along with the first images'
         style = finish_style(model, style, progress)
         save_style(style, image_set)
@@ -138,7 +138,7 @@ def make_images(
 
     if work := _with_their_batches(image_set.unaligned, pending, batch_size):
         progress.describe("unaligned")
-        samples = generate_unaligned(model, style, force=force, **_arguments(work, batch_size, progress))
+        samples = iter(generate(model, style, aligned=False, force=force, **_arguments(work, batch_size, progress)))
         own = existing.image_settings(style, described, is_aligned=False)
         _write(samples, work, pending, own, progress)
     return style
@@ -166,7 +166,7 @@ def _reuse_style(
         except StyleError as error:
             found = f"of another run: {error}"
         else:
-            own = existing.describe_style(style)
+            own = style.describe()
             name = next((name for name in wanted if own[name] != wanted[name]), None)
             if name is None and style.size == size:
                 return style
@@ -198,7 +198,7 @@ def _check_fit(style: Style, model: Model, *, force: bool) -> None:
 
 
 def _arguments(work: Sequence[Target], batch_size: int, progress: Progress) -> dict[str, Any]:
-    """Give what `generate` and `generate_unaligned` are called with alike."""
+    """Give what `generate` is called with alike."""
     return {
         "prompts": [target.prompt for target in work],
         "seeds": [target.seed for target in work],

@@ -13,7 +13,7 @@ from style_aligned.cli.console import Progress
 
 if TYPE_CHECKING:
     from style_aligned.evaluation.statistics import Interval
-    from style_aligned.models.denoising import Model
+    from style_aligned.models.model import Model
 else:
     Interval = Model = Any  # annotations are evaluated, and these take seconds to import
 

@@ -1,12 +1,9 @@
 """What is in the folder of a run already: images of this run, damaged ones, and what is of others."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from style_aligned.cli.sets import UNALIGNED, ImageSet, Settings, Source, Target
 from style_aligned.files import (
@@ -84,7 +81,7 @@ def find_pending(image_set: ImageSet, style: Style, model: Mapping[str, Any], *,
     Args:
         image_set: The set.
         style: Its style.
-        model: What `style_aligned.models.family.describe_model` says of the model that draws, and its decoder.
+        model: What `style_aligned.models.model.describe_model` says of the model that draws, and its decoder.
         force: Whether images of other settings are to be made too.
 
     Returns:
@@ -117,21 +114,6 @@ def find_left_over(output: Path, sets: Sequence[ImageSet]) -> list[Path]:
     return [path for path in found if parse_settings(read_texts(path)) is not None]
 
 
-def describe_style(style: Style) -> dict[str, Any]:
-    """Give the settings of a style, as they are shown, and written into its images."""
-    return {
-        "reference": style.prompt,
-        "reference_seed": style.seed,
-        "negative_prompt": style.negative_prompt,
-        "steps": style.num_inference_steps,
-        "guidance": style.condition_scale,
-        "size": f"{style.size[1]}x{style.size[0]}",
-        "options": style.options,
-        "solver": style.solver,
-        "model": style.model,
-    }
-
-
 def reference_settings(style: Style, model: Mapping[str, Any]) -> dict[str, Any]:
     """Give all settings that the picture of a reference depends on.
 
@@ -141,7 +123,7 @@ def reference_settings(style: Style, model: Mapping[str, Any]) -> dict[str, Any]
     """
     decoder = {"decoder": model["decoder"]} if "decoder" in model else {}  # not known before there is a model
     model = {name: model[name] for name in style.model}
-    return {**describe_style(style), "model": model, **decoder, "style": digest(style)}
+    return {**style.describe(), "model": model, **decoder, "style": style.digest}
 
 
 def image_settings(style: Style, model: Mapping[str, Any], *, is_aligned: bool) -> dict[str, Any]:
@@ -170,12 +152,6 @@ def known_settings(source: Source, settings: Settings) -> dict[str, Any]:
         "options": settings.reference_options,
     }
     return known if settings.size is None else {**known, "size": f"{settings.size[1]}x{settings.size[0]}"}
-
-
-def digest(style: Style) -> str:
-    """Give a fingerprint of the reference's trajectory."""
-    values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
 
 def _expected(image_set: ImageSet, style: Style, model: Mapping[str, Any]) -> Iterator[tuple[Target, dict[str, Any]]]:

@@ -8,7 +8,7 @@ from style_aligned.cli.console import warn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from style_aligned.models.denoising import Model
+    from style_aligned.models.model import Model
 else:
     Image = Model = Any  # annotations are evaluated, and these take seconds to import
 

@@ -13,9 +13,7 @@ from style_aligned.cli.inputs import Prompt
 from style_aligned.cli.locking import sole_use
 from style_aligned.cli.overview import draw_overview
 from style_aligned.files import describe_picture, write_png
-from style_aligned.models.denoising import Model
-from style_aligned.models.family import describe_model, fingerprint
-from style_aligned.styles.reference import BaseReference, Reference
+from style_aligned.models.model import Model, describe_model, fingerprint
 from style_aligned.styles.style import Style
 
 
@@ -79,7 +77,7 @@ def generate(
 def _draw(
     model: Model,
     planned: Sequence[sets.ImageSet],
-    styles: list[Style | Reference],
+    styles: list[Style],
     described: Mapping[str, Any],
     *,
     steps: int,
@@ -93,7 +91,7 @@ def _draw(
     """
     pending: list[set[Path]] = []
     for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
-        if isinstance(style, Reference):
+        if not style.is_complete:
             if not existing.has_images(image_set):
                 pending.append(set(image_set.paths))
                 continue
@@ -106,7 +104,7 @@ def _draw(
         else:
             pending.append(existing.find_pending(image_set, style, described, force=force))
     counts = [
-        drawing.count_work(image_set, paths, batch_size=batch_size) + isinstance(style, Reference)
+        drawing.count_work(image_set, paths, batch_size=batch_size) + (not style.is_complete)
         for image_set, style, paths in zip(planned, styles, pending, strict=True)
     ]
     all_steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
@@ -144,18 +142,18 @@ def make_style(output: Path, reference: str, settings: sets.Settings, load: Call
 def show_style(file: Path, preview: Path | None) -> None:
     """Write what a style file holds to standard output."""
     style = Style.load(file)
-    for name, value in existing.describe_style(style).items():
+    for name, value in style.describe().items():
         text = str(value)
         if isinstance(value, dict) or not text.isprintable():  # a text can hold lines that look like ours
             text = json.dumps(value)
         typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
-    typer.echo(f"{'fingerprint:':<17} {existing.digest(style)}")
+    typer.echo(f"{'fingerprint:':<17} {style.digest}")
     if preview is not None:
         write_png(preview, style.preview)
         typer.echo(f"{'preview:':<17} {preview}")
 
 
-def _subtitle(model_name: str, styles: Sequence[BaseReference]) -> str:
+def _subtitle(model_name: str, styles: Sequence[Style]) -> str:
     """Name the model, and the settings that all styles have in common."""
     name = model_name if model_name == "mini" else Path(model_name).name
     settings = [

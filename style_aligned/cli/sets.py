@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from style_aligned.cli.inputs import Prompt
-from style_aligned.defaults import GUIDANCE, STEPS
+from style_aligned.models.family import SDXL
 
 if TYPE_CHECKING:
     from style_aligned.styles.style import Style
@@ -32,8 +32,8 @@ class Settings:
 
     negative: str = ""
     seed: int | None = None
-    steps: int = STEPS
-    guidance: float = GUIDANCE
+    steps: int = SDXL.num_inference_steps
+    guidance: float = SDXL.condition_scale
     size: tuple[int, int] | None = None
     options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])
     model_options: dict[str, bool | float] = field(default_factory=dict[str, bool | float])

@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Generator
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
-from style_aligned.defaults import EMBEDDED_GUIDANCE
 from style_aligned.evaluation.classifier import Classifier, load_classifier
 from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio
-from style_aligned.models.denoising import Model, check_latents, embed, make_solver, predict_noise, sample_noise, stack
-from style_aligned.models.family import default_size
+from style_aligned.models.denoising import take_step
+from style_aligned.models.family import MINI, family_of
+from style_aligned.models.model import Model
+from style_aligned.models.solvers import Trajectory, check_latents, make_solver, sample_noise
+from style_aligned.models.state import exclusive_use
+from style_aligned.models.text import embed
 
 UNCOUNTED = frozenset(
     ("cherries", "corn", "fire", "fries", "glasses", "grapes", "headphones", "lightning", "scissors")
@@ -199,7 +201,6 @@ def draw_prompts(
     ]
 
 
-@torch.no_grad()
 def draw_images(
     model: Model,
     sets: Sequence[SetOfPrompts],
@@ -233,26 +234,24 @@ def draw_images(
         ValueError: If latents overflow.
     """
     set_size = len(sets[0].concepts)
-    text = stack([embed(model, prompt) for prompts in sets for prompt in prompts.prompts(setting)])
-    solver = make_solver(model, steps)
-    noise = [sample_noise(model, seed, default_size(model)) for prompts in sets for seed in prompts.seeds]
-    x = solver.scale_model_input(torch.cat(noise), step=-1)
-    generator = Generator(device=model.device).manual_seed(sets[0].seeds[0])  # for solvers that add noise
-    options = variant.options
-    adapter = nullcontext() if options is None else StyleAlignedAdapter(model.unet, **options, set_size=set_size)
+    names = [prompt for prompts in sets for prompt in prompts.prompts(setting)]
+    seeds = [seed for prompts in sets for seed in prompts.seeds]
+    size, solver, options = family_of(model).default_size, make_solver(model, steps), variant.options
     low_precision = partial(torch.autocast, device_type=model.device.type, dtype=torch.bfloat16, enabled=autocast)
-    with adapter:
-        for step in solver.inference_steps:
-            with low_precision():
-                predicted_noise = predict_noise(model, solver, x, step, text=text, condition_scale=guidance)
-            x = solver(x, predicted_noise=predicted_noise.to(dtype=x.dtype), step=step, generator=generator)
-            if on_step is not None:
-                on_step()
-    for latents, name in zip(x, (prompt for prompts in sets for prompt in prompts.prompts(setting)), strict=True):
-        check_latents(latents, name)
-    with low_precision():
-        images = [model.lda.latents_to_image(x[index : index + 1]) for index in range(len(x))]
-    return [images[start : start + set_size] for start in range(0, len(images), set_size)]
+    with exclusive_use(model):
+        texts = [embed(model, name) for name in names]
+        images = [Trajectory(model, solver, seed, sample_noise(model, seed, size)) for seed in seeds]
+        with nullcontext() if options is None else StyleAlignedAdapter(model.unet, **options, set_size=set_size):
+            for step in solver.inference_steps:
+                with low_precision():
+                    images = take_step(model, images, step, texts=texts, condition_scale=guidance)
+                if on_step is not None:
+                    on_step()
+        for image, name in zip(images, names, strict=True):
+            check_latents(image.latents, name)
+        with low_precision():
+            pictures = [model.lda.latents_to_image(image.latents) for image in images]
+    return [pictures[start : start + set_size] for start in range(0, len(pictures), set_size)]
 
 
 def evaluate(
@@ -262,7 +261,7 @@ def evaluate(
     set_size: int = 5,
     seed: int = 0,
     steps: int = 15,
-    guidance: float = EMBEDDED_GUIDANCE,
+    guidance: float = MINI.condition_scale,
     variants: Sequence[Variant] = VARIANTS,
     settings: Sequence[Setting] = SETTINGS,
     classifier: Classifier | None = None,

@@ -1,73 +1,82 @@
-"""What is asked of a Refiners model, and what tells it from others."""
+"""The kinds of models: what each was trained for, and the settings that suit it.
 
-import hashlib
+To add a kind of model, add a `Family` here, and its key rules to `style_aligned.models.checkpoints`.
+This module imports nothing that takes time, for the command line to start at once.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from refiners.fluxion import layers as fl
-from refiners.foundationals.latent_diffusion import StableDiffusion_XL
-from torch import Tensor
-
-from style_aligned.adapter.adapter import StyleAlignedAdapter
-from style_aligned.models.denoising import Model
-
-SAMPLES = 64  # of each parameter, for the fingerprint of a model
-NUMBERS = ("scale", "bias", "skip_scales", "backbone_scales")  # of LoRA, of FreeU: they are no parameters
+LATENT_CHANNELS = 4
+PIXELS = 8
+"""Height and width, in pixels, of what one latent stands for."""
 
 
-def default_size(model: Model) -> tuple[int, int]:
-    """Give the height and width in pixels that a model was trained for."""
-    if isinstance(model, StableDiffusion_XL):
-        height, width = (int(length) for length in model.default_time_ids[0, :2])
-        return height, width
-    return 512, 512
+@dataclass(frozen=True)
+class Family:
+    """A kind of model.
+
+    Attributes:
+        name: What people call it.
+        default_size: The height and width, in pixels, that it was trained for.
+        takes_size: Whether the U-Net is told the size of the image, by time ids.
+        num_inference_steps: The number of steps that is recommended.
+        condition_scale: The strength of the classifier-free guidance that is recommended.
+        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter] that are
+            recommended, where they are not the adapter's own defaults.
+    """
+
+    name: str
+    default_size: tuple[int, int]
+    takes_size: bool
+    num_inference_steps: int = 30
+    condition_scale: float = 5.0
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def describe_model(model: Model) -> dict[str, Any]:
-    """Give the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net."""
-    return {
-        "class": type(model).__name__,
-        "classifier_free_guidance": model.classifier_free_guidance,
-        "precision": str(model.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(model.clip_text_encoder, model.unet),
-    }
+SDXL = Family("Stable Diffusion XL", default_size=(1024, 1024), takes_size=True)
+SD1 = Family("Stable Diffusion 1.5", default_size=(512, 512), takes_size=False)
+# stronger guidance makes targets whose prompts name no style leave the reference's; and with shared group
+# normalization, their backgrounds follow the reference's much more closely
+MINI = Family(
+    "the embedded model", default_size=(256, 256), takes_size=True, condition_scale=2.0,
+    options={"share_group_norm": True},
+)  # fmt: skip
+
+FAMILIES = {"Mini": MINI, "StableDiffusion_XL": SDXL, "StableDiffusion_1": SD1}
+"""The families, by the class of their models. A subclass stands before its base class."""
 
 
-def fingerprint(*modules: fl.Module) -> str:
-    """Give a fingerprint of some modules: of samples of each parameter, and of numbers such as the scale of a LoRA."""
-    digest = hashlib.sha256()
-    for module in modules:
-        adapters = module.get_parents() if isinstance(module, fl.Chain) else []
-        for layer in (*adapters, *module.modules()):
-            for name in NUMBERS:
-                value = vars(layer).get(name)
-                if isinstance(value, int | float):
-                    digest.update(f"{name}={float(value)}".encode())
-                elif isinstance(value, list):
-                    digest.update(f"{name}={value}".encode())
-    samples: list[Tensor] = []
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    for parameter in parameters:
-        digest.update(str(tuple(parameter.shape)).encode())
-        flat = parameter.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLES)][:SAMPLES].to(parameters[-1]))
-    digest.update(torch.cat(samples).cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def check_model(model: Model, options: dict[str, Any]) -> None:
-    """Check that a model can be aligned.
+def family_of(model: Any) -> Family:
+    """Return the family of a model.
 
     Args:
-        model: The model.
-        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
+        model: The model, of one of the classes in `FAMILIES` or of a subclass.
 
     Raises:
-        ValueError: If it has self-attention guidance or is adapted already, if its U-Net takes more than latents, as
-            for inpainting, or if an option is out of its range.
+        TypeError: If it is none of these.
     """
-    if model.has_self_attention_guidance():
-        raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
-    if model.unet.in_channels != 4:
-        raise ValueError(f"expected a U-Net with 4 input channels, got one with {model.unet.in_channels}")
-    StyleAlignedAdapter(model.unet, **options)
+    names = {base.__name__ for base in type(model).__mro__}
+    for name, family in FAMILIES.items():
+        if name in names:
+            return family
+    raise TypeError(f"expected a model of {', '.join(FAMILIES)} or a subclass, got a {type(model).__name__}")
+
+
+def latents_shape(size: tuple[int, int], images: int = 1) -> tuple[int, int, int, int]:
+    """Return the shape of the latents of some images.
+
+    Args:
+        size: The height and width of the images, in pixels.
+        images: The number of images.
+
+    Example:
+        >>> latents_shape((768, 1344))
+        (1, 4, 96, 168)
+    """
+    return images, LATENT_CHANNELS, size[0] // PIXELS, size[1] // PIXELS
+
+
+def default_size(model: Any) -> tuple[int, int]:
+    """Return the height and width in pixels that a model was trained for."""
+    return family_of(model).default_size

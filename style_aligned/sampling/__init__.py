@@ -1,5 +1,6 @@
-"""From a style to images: the denoising loop."""
+"""From a style to images: the one denoising loop."""
 
-from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.sampling.generation import generate
+from style_aligned.sampling.samples import Sample, Samples
 
-__all__ = ["Sample", "generate", "generate_unaligned"]
+__all__ = ["Sample", "Samples", "generate"]

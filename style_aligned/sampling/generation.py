@@ -1,255 +1,261 @@
 """Sets of any size that follow a style, at flat memory."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
-from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor, device as Device
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.adapter.reference_bank import ReferenceBank
-from style_aligned.models.denoising import (
-    Model,
-    TextEmbedding,
-    Trajectory,
-    check_latents,
-    embed,
-    make_solver,
-    predict_noise,
-    sample_noise,
-    stack,
-)
-from style_aligned.models.family import check_model
-from style_aligned.styles.reference import Reference
-from style_aligned.styles.style import Style
+from style_aligned.models.denoising import take_step
+from style_aligned.models.model import Model, check_is_model, describe_model
+from style_aligned.models.solvers import Trajectory, check_latents, make_solver, sample_noise
+from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
+from style_aligned.models.text import TextEmbedding, embed
+from style_aligned.options import SETTINGS, check_seed
+from style_aligned.sampling.progress import show_progress
+from style_aligned.sampling.samples import Sample, Samples
+from style_aligned.styles.file import check_size
+from style_aligned.styles.style import Style, check_noise
+from style_aligned.words import show
 
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One generated image.
-
-    Attributes:
-        prompt: Its prompt.
-        seed: The seed of its noise.
-        latents: Its latents.
-        image: The image itself.
-    """
-
-    prompt: str
-    seed: int
-    latents: Float[Tensor, "1 4 height width"] = field(repr=False)
-    image: Image.Image = field(repr=False)
+OF_A_REFERENCE = ("reference", "reference_seed", "options", "method", "picture")
+"""Settings that do not matter to unaligned images."""
 
 
 def generate(
     model: Model,
-    style: Style | Reference,
+    style: Style | str | Path,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int] | None = None,
     noise: Float[Tensor, "images 4 height width"] | None = None,
+    size: tuple[int, int] | None = None,
+    aligned: bool = True,
     batch_size: int = 4,
     chunk_size: int = 32,
     bank_device: Device | str | None = None,
     force: bool = False,
     on_step: Callable[[int], None] | None = None,
-) -> Iterator[Sample]:
+    progress: bool = False,
+) -> Samples:
     """Generate images in a style, one for each prompt.
 
     At each step the reference goes through the U-Net alone and what the targets need of it is recorded, to be replayed
     for the targets, `batch_size` at a time. The reference does not attend to the targets: the images equal those of one
     large batch with the reference in front, and up to rounding none of them depends on the others.
 
+    A model draws for one thread at a time: others wait, and not while images are handed out.
+
     Args:
         model: The model.
-        style: The style, or a reference that is to become one: the steps that it has not done yet are done along with
-            those of the first images. The images are the same.
+        style: The style, or the path of its file. Steps of its reference that are not done yet are done along with
+            those of the first images.
         prompts: The prompts.
         seeds: The seed of each image. None counts on from the seed of the reference.
         noise: The noise of each image, in place of what the seeds give.
-        batch_size: The number of images that go through the U-Net at a time.
+        size: The height and width of the images, in pixels. None means the size of the reference.
+        aligned: Whether the images follow the reference. Without it, they are what the model draws with the same noise
+            and settings, to compare with.
+        batch_size: The number of images that go through the U-Net at a time. It is halved, with a warning, if there is
+            not enough memory.
         chunk_size: The number of images that are on their way at a time: the reference is recorded anew for each chunk.
         bank_device: Where to keep what is recorded. `"cpu"` spares the memory of a GPU, 0.8 GB for SDXL at 1024x1024
             in half precision.
-        force: Whether to let the style of other weights, or of another precision, pass. A reference never does.
+        force: Whether to let the style of other weights pass, if its reference has done all of its steps.
         on_step: Called as steps get done, with the number of images that have done one, the reference among them.
+        progress: Whether to show a bar.
 
-    Yields:
-        The images, in the order of their prompts.
+    Returns:
+        The images, in the order of their prompts: drawn as they are asked for, a chunk at a time.
 
     Raises:
-        StyleError: If the style or the reference does not fit the model.
+        StyleError: If the style does not fit the model, or its file is none.
         ValueError: If a prompt is empty, the numbers of prompts, seeds and noise differ, a size is less than one, or
             the model has self-attention guidance or is adapted already, or, once it is at it, if latents overflow.
-        TypeError: If a prompt is no text, a seed or a size no integer, or the noise no tensor of a floating type.
+        TypeError: If the first argument is no model, a prompt is no text, a seed or a size no integer, or the noise no
+            tensor of a floating type.
         RuntimeError: If there is no `bank_device` of that name.
+
+    Example:
+        ```py
+        from style_aligned import Style, generate, load_model
+
+        model = load_model()
+        style = Style.from_prompt(model, "a fox, neon sign", seed=5, num_inference_steps=2)
+        images = generate(model, style, ["a rocket, neon sign", "an umbrella, neon sign"])
+        assert [image.seed for image in images] == [6, 7]
+        ```
     """
+    check_is_model(model)
+    if isinstance(style, str | Path):
+        style = _load(style)
+    if not isinstance(style, Style):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a Style or the path of a style file, got {show(style)}")
+    prompts = _check_prompts(prompts)
+    size = style.size if size is None else size
+    check_size(size)
+    run = _Run(
+        model=model,
+        style=style,
+        prompts=prompts,
+        seeds=_check_seeds(seeds, style.seed, len(prompts)),
+        noise=None if noise is None else check_noise(noise, size, len(prompts)),
+        size=size,
+        aligned=aligned,
+        batch_size=batch_size,
+        # fails now, if there is no such device
+        bank_device=None if bank_device is None else torch.empty(0, device=bank_device).device,
+        on_step=on_step,
+        progress=progress,
+    )
+    for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
+        SETTINGS[name].check(number)
     style.check(model, force=force)
-    prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
-    bank_device = None if bank_device is None else torch.empty(0, device=bank_device).device  # fails now, if it does
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, bank_device, on_step, is_aligned=True)
+    return Samples(len(prompts), chunk_size, run.draw, of=f"{show(style.prompt, 40)}")
 
 
-def generate_unaligned(
-    model: Model,
-    style: Style | Reference,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int] | None = None,
-    noise: Float[Tensor, "images 4 height width"] | None = None,
-    batch_size: int = 4,
-    chunk_size: int = 32,
-    force: bool = False,
-    on_step: Callable[[int], None] | None = None,
-) -> Iterator[Sample]:
-    """Generate images with the noise and the settings of [`generate`][style_aligned.sampling.generate], unaligned.
+@dataclass
+class _Run:
+    """All that images are drawn from."""
 
-    Args:
-        model: The model.
-        style: The style or reference, for its settings.
-        prompts: The prompts.
-        seeds: The seed of each image. None counts on from the seed of the reference.
-        noise: The noise of each image, in place of what the seeds give.
-        batch_size: The number of images that go through the U-Net at a time.
-        chunk_size: The number of images that are on their way at a time.
-        force: Whether to let the style of other weights, or of another precision, pass.
-        on_step: Called as steps get done, with the number of images that have done one.
+    model: Model
+    style: Style
+    prompts: list[str]
+    seeds: list[int]
+    noise: Tensor | None
+    size: tuple[int, int]
+    aligned: bool
+    batch_size: int
+    bank_device: Device | None
+    on_step: Callable[[int], None] | None
+    progress: bool
 
-    Yields:
-        The images, in the order of their prompts.
+    def draw(self, chunk: range) -> Iterator[Sample]:
+        """Draw some images, and decode each as it is asked for."""
+        drawn, settings = self.draw_latents(chunk)
+        for index in chunk:
+            latents = drawn.pop(0)
+            check_latents(latents, self.prompts[index])
+            with exclusive_use(self.model):
+                image = self.model.lda.latents_to_image(latents)
+            yield Sample(self.prompts[index], self.seeds[index], latents, image, settings)
+            del image, latents
 
-    Raises:
-        StyleError, ValueError, TypeError: As for `generate`.
-    """
-    style.check(model, force=force)
-    prompts, seeds = _check(model, style, prompts, seeds, noise, batch_size, chunk_size)
-    return _generate(model, style, prompts, seeds, noise, batch_size, chunk_size, None, on_step, is_aligned=False)
+    def draw_latents(self, chunk: range) -> tuple[list[Tensor], dict[str, Any]]:
+        """Draw some images, up to their latents. Returns the settings they were drawn with, too."""
+        model, style = self.model, self.style
+        new_steps = 0 if style.is_complete or not self.aligned else style.num_inference_steps - style.steps_done
+        total = len(chunk) * style.num_inference_steps + new_steps
+        with (
+            exclusive_use(model),
+            show_progress(self.progress, total, chunk, len(self.prompts), self.on_step) as on_step,
+        ):
+            solver = make_solver(model, style.num_inference_steps)
+            trajectories = [Trajectory(model, solver, self.seeds[index], self.make_noise(index)) for index in chunk]
+            negative = style.text.to(model.device, model.dtype)
+            texts = [embed(model, self.prompts[index], None).behind_negative_of(negative) for index in chunk]
+            if self.aligned:
+                # the model is as it was whenever an image is handed out
+                with StyleAlignedAdapter(model.unet, **style.options) as adapter:
+                    bank = ReferenceBank(device=self.bank_device)
+                    for step in solver.inference_steps:
+                        with adapter.record(bank):
+                            if style.advance(model, solver, step):
+                                on_step(1)
+                        with adapter.replay(bank):
+                            self.take_step(trajectories, texts, step, on_step)
+                    bank.clear()  # before images take their memory
+            else:
+                for step in solver.inference_steps:
+                    self.take_step(trajectories, texts, step, on_step)
+            return [trajectory.latents for trajectory in trajectories], self.describe()
+
+    def take_step(
+        self, trajectories: list[Trajectory], texts: Sequence[TextEmbedding], step: int, on_step: Callable[[int], None]
+    ) -> None:
+        """Do one step of all images, a micro-batch at a time: a smaller one, if there is not enough memory."""
+        start = 0
+        while start < len(trajectories):
+            batch = slice(start, start + self.batch_size)
+            count = len(trajectories[batch])
+            try:
+                trajectories[batch] = take_step(
+                    self.model,
+                    trajectories[batch],
+                    step,
+                    texts=texts[batch],
+                    condition_scale=self.style.condition_scale,
+                )
+            except Exception as error:
+                if count == 1 or not is_out_of_memory(error):
+                    raise
+                count = 0
+            if count == 0:  # outside of the handler, which keeps what has filled the memory
+                self.halve_batch(min(self.batch_size, len(trajectories) - start))
+            else:
+                start += count
+                on_step(count)
+
+    def halve_batch(self, size: int) -> None:
+        reset(self.model)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.batch_size = (size + 1) // 2
+        warnings.warn(
+            f"not enough memory for {size} images at a time: going on with batch_size={self.batch_size}", stacklevel=2
+        )
+
+    def make_noise(self, index: int) -> Tensor:
+        if self.noise is None:
+            return sample_noise(self.model, self.seeds[index], self.size)
+        return self.noise[index : index + 1].to(device=self.model.device, dtype=self.model.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what the images depend on, their prompts and seeds aside."""
+        settings = {
+            **self.style.describe(),
+            "aligned": self.aligned,
+            "size": f"{self.size[1]}x{self.size[0]}",
+            "model": describe_model(self.model),
+        }
+        if not self.aligned:
+            return {name: settings[name] for name in settings if name not in OF_A_REFERENCE}
+        if self.size != self.style.size:
+            settings["reference_size"] = self.style.describe()["size"]
+        return {**settings, "style": self.style.digest}
 
 
-def _check(
-    model: Model,
-    style: Style | Reference,
-    prompts: Sequence[str],
-    seeds: Sequence[int] | None,
-    noise: Tensor | None,
-    batch_size: int,
-    chunk_size: int,
-) -> tuple[list[str], list[int]]:
-    """Check the arguments, before anything is computed. Gives copies of the prompts, and of the seeds."""
+def _load(path: str | Path) -> Style:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"expected a Style or the path of a style file, got {show(str(path))}: no such file")
+    return Style.load(path)
+
+
+def _check_prompts(prompts: Any) -> list[str]:
     if isinstance(prompts, str):
-        raise TypeError(f"expected a sequence of prompts, got the string {prompts!r}")
-    prompts = list(prompts)
-    for index, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"expected prompts to be texts, got {prompt!r} at index {index}")
+        raise TypeError(f"expected a sequence of prompts, got the string {show(prompts)}")
+    if not isinstance(prompts, Sequence):
+        raise TypeError(f"expected a sequence of prompts, got {show(prompts)}")
+    checked: list[str] = []
+    for index, prompt in enumerate(prompts):  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        if not isinstance(prompt, str):
+            raise TypeError(f"expected prompts to be texts, got {show(prompt)} at index {index}")
         if not prompt.strip():
             raise ValueError(f"expected prompts with at least one word, got an empty one at index {index}")
-    seeds = list(range(style.seed + 1, style.seed + 1 + len(prompts)) if seeds is None else seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"expected a seed for each of {len(prompts)} prompts, got {len(seeds)}")
-    for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"expected seeds to be integers, got {seed!r}")
-        if not 0 <= seed < 1 << 64:
-            raise ValueError(f"expected seeds between 0 and 2**64 - 1, got {seed}")
-    expected = (len(prompts), 4, style.size[0] // 8, style.size[1] // 8)
-    if noise is not None and not (isinstance(noise, Tensor) and noise.is_floating_point()):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected noise to be a tensor of a floating type, got {type(noise).__name__}")
-    if noise is not None and noise.shape != expected:
-        raise ValueError(f"expected noise of shape {expected}, got {tuple(noise.shape)}")
-    if noise is not None and not noise.isfinite().all():
-        raise ValueError("expected noise to be finite, got NaN or infinity")
-    for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
-        if not isinstance(number, int) or isinstance(number, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"expected {name} to be an integer, got {number!r}")
-        if number < 1:
-            raise ValueError(f"expected {name} to be at least 1, got {number}")
-    check_model(model, style.options)
-    return prompts, seeds
+        checked.append(prompt)
+    return checked
 
 
-def _generate(
-    model: Model,
-    style: Style | Reference,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    noise: Tensor | None,
-    batch_size: int,
-    chunk_size: int,
-    bank_device: Device | str | None,
-    on_step: Callable[[int], None] | None,
-    is_aligned: bool,
-) -> Iterator[Sample]:
-    for start in range(0, len(prompts), chunk_size):
-        chunk = range(start, min(start + chunk_size, len(prompts)))
-        solver = make_solver(model, style.num_inference_steps)
-        trajectories = [
-            Trajectory(
-                model,
-                solver,
-                seed=seeds[index],
-                noise=sample_noise(model, seeds[index], style.size)
-                if noise is None
-                else noise[index : index + 1].to(device=model.device, dtype=model.dtype),
-            )
-            for index in chunk
-        ]
-        texts = [embed(model, prompts[index], style.negative_prompt) for index in chunk]
-        if is_aligned:
-            # the model is as it was whenever an image is handed out
-            with StyleAlignedAdapter(model.unet, **style.options) as adapter:
-                bank = ReferenceBank(device=bank_device)
-                for step in solver.inference_steps:
-                    with torch.no_grad(), adapter.record(bank):
-                        _pass_reference(model, style, solver, step, on_step)
-                    with torch.no_grad(), adapter.replay(bank):
-                        _advance(model, style, trajectories, texts, step, batch_size, on_step)
-                bank.clear()  # before images take their memory
-        else:
-            for step in solver.inference_steps:
-                with torch.no_grad():
-                    _advance(model, style, trajectories, texts, step, batch_size, on_step)
-        for index, trajectory in zip(chunk, trajectories, strict=True):
-            check_latents(trajectory.latents, prompts[index])
-            with torch.no_grad():
-                image = model.lda.latents_to_image(trajectory.latents)
-            yield Sample(prompt=prompts[index], seed=seeds[index], latents=trajectory.latents, image=image)
-
-
-def _pass_reference(
-    model: Model, style: Style | Reference, solver: Solver, step: int, on_step: Callable[[int], None] | None
-) -> None:
-    """Have the reference go through the U-Net, as it is at a step, and do that step if it has not done it yet."""
-    if isinstance(style, Style):
-        style.predict_noise(model, solver, style.latents[step : step + 1], step)
-    elif style.advance(model, step) and on_step is not None:
-        on_step(1)
-
-
-def _advance(
-    model: Model,
-    style: Style | Reference,
-    trajectories: Sequence[Trajectory],
-    texts: Sequence[TextEmbedding],
-    step: int,
-    batch_size: int,
-    on_step: Callable[[int], None] | None,
-) -> None:
-    """Do one step of some images, a micro-batch at a time."""
-    for start in range(0, len(trajectories), batch_size):
-        batch = trajectories[start : start + batch_size]
-        predicted_noise = predict_noise(
-            model,
-            batch[0].solver,
-            torch.cat([trajectory.latents for trajectory in batch]),
-            step,
-            text=stack(texts[start : start + batch_size]),
-            condition_scale=style.condition_scale,
-        )
-        for trajectory, own_noise in zip(batch, predicted_noise.chunk(len(batch)), strict=True):
-            trajectory.advance(own_noise, step)
-        if on_step is not None:
-            on_step(len(batch))
+def _check_seeds(seeds: Sequence[int] | None, reference: int, count: int) -> list[int]:
+    checked = list(range(reference + 1, reference + 1 + count) if seeds is None else seeds)
+    if len(checked) != count:
+        raise ValueError(f"expected a seed for each of {count} prompts, got {len(checked)}")
+    for seed in checked:
+        check_seed(seed, "seeds" if seeds is not None else "the seeds that count on from the reference's")
+    return checked

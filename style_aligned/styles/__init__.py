@@ -1,7 +1,6 @@
-"""From a prompt to a style: the reference of a set, in a file of its own."""
+"""From a prompt or a picture to a style: the reference of a set, in a file of its own."""
 
 from style_aligned.styles.file import StyleError
-from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 
-__all__ = ["Reference", "Style", "StyleError"]
+__all__ = ["Style", "StyleError"]

@@ -15,18 +15,26 @@ from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from style_aligned.files import UNREADABLE, without_warnings, write_bytes
-from style_aligned.options import STYLE_OPTIONS, check_options, is_finite
+from style_aligned.models.family import PIXELS, latents_shape
+from style_aligned.models.model import tensor_bytes
+from style_aligned.options import SETTINGS as RUN_SETTINGS, STYLE_OPTIONS, check_options, check_seed, is_integer
+from style_aligned.words import show
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)
 MAX_HEADER = 1 << 20  # bytes
 MAX_PROMPT = 1 << 15  # characters: two prompts fit into a header, at 14 bytes for one that is escaped twice
 MAX_LATENTS = 1 << 28  # elements
 MAX_ELEMENTS = 1 << 24  # of every other tensor
 MAX_SIDE = 1 << 16  # pixels
-MAX_STEPS = 1000
-MAX_GUIDANCE = 1e4
 PREVIEW = 128  # pixels
 FLOATS = ("F64", "F32", "F16", "BF16")
+METHODS = ("prompt", "noise", "ddim")
+SETTINGS = (
+    "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size", "options", "solver", "model",
+    "method", "picture",
+)  # fmt: skip
+DEFAULTS = {"method": "prompt", "picture": None}  # a file says it only if it is something else
 
 
 class StyleError(ValueError):
@@ -45,7 +53,7 @@ def write_style_file(
         preview: The reference in small.
 
     Raises:
-        ValueError: If a setting is not of its type or out of its range: the file could not be read again.
+        TypeError, ValueError: If a setting is not of its type or out of its range: the file could not be read again.
         OSError: If the file cannot be written. What was there before is still there then.
     """
     check_settings(settings)
@@ -53,7 +61,8 @@ def write_style_file(
     preview.save(buffer, format="PNG")
     contents = {**tensors, "preview": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(contents.items())}
-    described = {"format": FORMAT, **settings}
+    said = {name: value for name, value in settings.items() if name not in DEFAULTS or value != DEFAULTS[name]}
+    described = {"format": FORMAT, **said}
     described["sha256"] = _digest(described, contents)
     # a single entry: the order of several is not defined
     write_bytes(path, save(contents, metadata={"style_aligned": json.dumps(described, sort_keys=True)}))
@@ -90,43 +99,57 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         settings: The settings, by name.
 
     Raises:
-        ValueError: If one is not of its type or out of its range.
+        TypeError: If a number or an option is not of its type.
+        ValueError: If one is out of its range.
     """
-    prompt, negative_prompt, seed = settings["prompt"], settings["negative_prompt"], settings["seed"]
-    steps, guidance = settings["num_inference_steps"], settings["condition_scale"]
-    size, options = settings["size"], settings["options"]
+    prompt, negative_prompt = settings["prompt"], settings["negative_prompt"]
     if not isinstance(prompt, str) or not prompt.strip():
-        found = "an empty one" if isinstance(prompt, str) else repr(prompt)
+        found = "an empty one" if isinstance(prompt, str) else show(prompt)
         raise ValueError(f"expected a prompt with at least one word, got {found}")
     if not isinstance(negative_prompt, str):
-        raise ValueError(f"expected negative_prompt to be a text, got {negative_prompt!r}")
+        raise ValueError(f"expected negative_prompt to be a text, got {show(negative_prompt)}")
     for text in (prompt, negative_prompt):
         if "\0" in text or text.encode(errors="replace").decode() != text:
-            raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text!r}")
+            raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text[:80]!r}")
         if len(text) > MAX_PROMPT:
             raise ValueError(f"expected prompts of at most {MAX_PROMPT} characters, got one of {len(text)}")
-    if not _is_integer(seed) or not 0 <= seed < 1 << 63:
-        raise ValueError(f"expected seed to be an integer between 0 and 2**63 - 1, got {seed!r}")
-    if not _is_integer(steps) or not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"expected num_inference_steps between 1 and {MAX_STEPS}, got {steps!r}")
-    if not _is_number(guidance) or not -MAX_GUIDANCE < guidance < MAX_GUIDANCE:
-        raise ValueError(f"expected condition_scale between -{MAX_GUIDANCE:g} and {MAX_GUIDANCE:g}, got {guidance!r}")
-    if not isinstance(size, list | tuple) or len(cast(list[Any], size)) != 2:
-        raise ValueError(f"expected a size of height and width, got {size!r}")
-    height, width = cast(tuple[Any, Any], size)
-    if any(not _is_integer(side) or not 64 <= side <= MAX_SIDE or side % 8 != 0 for side in (height, width)):
-        raise ValueError(f"expected a size of multiples of 8, at least 64 and at most {MAX_SIDE}, got {height}x{width}")
-    if (count := (steps + 1) * 4 * (height // 8) * (width // 8)) > MAX_LATENTS:
+    check_seed(settings["seed"])
+    for name in ("num_inference_steps", "condition_scale"):
+        if settings[name] is None:
+            raise TypeError(f"expected {name} to be a number, got None")
+        RUN_SETTINGS[name].check(settings[name])
+    check_size(settings["size"])
+    (height, width), steps = settings["size"], settings["num_inference_steps"]
+    if (count := (steps + 1) * math.prod(latents_shape((height, width)))) > MAX_LATENTS:
         raise ValueError(
             f"expected at most {MAX_LATENTS} elements in the latents of all steps, got {count} with"
             f" {steps} step{'' if steps == 1 else 's'} of a size of {height}x{width}"
         )
-    if not isinstance(options, dict):
-        raise ValueError(f"expected options by name, got {options!r}")
-    try:
-        check_options(cast(dict[str, Any], options), STYLE_OPTIONS)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+    if not isinstance(settings["options"], dict):
+        raise TypeError(f"expected options by name, got {show(settings['options'])}")
+    check_options(cast(dict[str, Any], settings["options"]), STYLE_OPTIONS)
+    method, picture = (settings.get(name, default) for name, default in DEFAULTS.items())
+    if method not in METHODS or not (picture is None or isinstance(picture, str)):
+        raise ValueError(f"expected a method among {', '.join(METHODS)} and a picture's digest, got {show(method)}")
+
+
+def check_size(size: Any) -> None:
+    """Check the size of images: their height and width, in pixels.
+
+    Args:
+        size: The size.
+
+    Raises:
+        ValueError: If it is none, or one that latents cannot have.
+    """
+    if not isinstance(size, list | tuple) or len(cast(list[Any], size)) != 2:
+        raise ValueError(f"expected a size of height and width, got {show(size)}")
+    height, width = cast(tuple[Any, Any], size)
+    if any(not is_integer(side) or not 64 <= side <= MAX_SIDE or side % PIXELS != 0 for side in (height, width)):
+        raise ValueError(
+            f"expected a size of multiples of {PIXELS}, at least 64 and at most {MAX_SIDE}, got"
+            f" {show(height)}x{show(width)}"
+        )
 
 
 def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:
@@ -134,7 +157,7 @@ def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ima
     digest = settings.pop("sha256")
     shapes = _expected_shapes(settings)
     names: set[str] = set(file.keys())
-    if not shapes.keys() - {"pooled_text_embedding"} <= names <= shapes.keys():
+    if not shapes.keys() - {"pooled_text_embedding", "weights"} <= names <= shapes.keys():
         raise StyleError(f"expected {path} to hold latents, text embedding and preview, got {sorted(names)}")
     for name in names:
         part = file.get_slice(name)
@@ -157,18 +180,21 @@ def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ima
     if name := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise StyleError(f"expected {name} of {path} to be finite, got NaN or infinity")
     del settings["format"]
-    return {**settings, "size": tuple(settings["size"])}, tensors, _decode_preview(picture, path)
+    return {**DEFAULTS, **settings, "size": tuple(settings["size"])}, tensors, _decode_preview(picture, path)
 
 
 def _expected_shapes(settings: Mapping[str, Any]) -> dict[str, list[int | None]]:
     height, width = settings["size"]
     halves = 2 if settings["model"]["classifier_free_guidance"] else 1
-    return {
-        "latents": [settings["num_inference_steps"] + 1, 4, height // 8, width // 8],
+    if settings["format"] > 1 and settings["condition_scale"] in (0, 1):
+        halves = 1
+    shapes: dict[str, list[int | None]] = {
+        "latents": [settings["num_inference_steps"] + 1, *latents_shape((height, width))[1:]],
         "clip_text_embedding": [halves, None, None],
         "pooled_text_embedding": [halves, None],
         "preview": [None],
     }
+    return shapes if settings["format"] == 1 else {**shapes, "weights": [None]}
 
 
 def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -177,14 +203,16 @@ def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         found = settings["format"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise StyleError(f"expected {path} to be a style file, got one without a style's settings") from None
-    if found != FORMAT:
-        raise StyleError(f"expected {path} to have format {FORMAT}, got {found!r}")
-    if settings.keys() != _SETTINGS:
-        differing = ", ".join(sorted(map(str, settings.keys() ^ _SETTINGS)))
+    if found not in FORMATS or isinstance(found, bool):
+        formats = " or ".join(map(str, FORMATS))
+        raise StyleError(f"expected {path} to have format {formats}, got {show(found)}")
+    allowed = {"format", "sha256", *SETTINGS} - (DEFAULTS.keys() if found == 1 else set[str]())
+    if not allowed - DEFAULTS.keys() <= settings.keys() <= allowed:
+        differing = ", ".join(sorted(map(str, (settings.keys() ^ allowed) - (DEFAULTS.keys() - settings.keys()))))
         raise StyleError(f"expected the settings of a style in {path}, got others: {differing}")
     try:
         check_settings(settings)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise StyleError(f"{path} is not a style: {error}") from None
     model, solver = settings["model"], settings["solver"]
     if not isinstance(model, dict) or cast(dict[str, Any], model).keys() != _MODEL:
@@ -195,10 +223,6 @@ def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
 
 
 _MODEL = {"class", "classifier_free_guidance", "precision", "fingerprint"}
-_SETTINGS = {
-    "format", "sha256", "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size",
-    "options", "solver", "model",
-}  # fmt: skip
 
 
 def _decode_preview(picture: bytes, path: Path) -> Image.Image:
@@ -222,13 +246,5 @@ def _digest(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and is_finite(value)

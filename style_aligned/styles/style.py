@@ -1,34 +1,108 @@
-"""A style: the reference image of a set, as the trajectory that leads to it, in a file of its own."""
+"""A style: the reference of a set, as the trajectory that leads to it, in a file of its own."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
+from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor
 
-from style_aligned.defaults import GUIDANCE, STEPS
-from style_aligned.models.denoising import Model, TextEmbedding, embed
-from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_style_file
-from style_aligned.styles.reference import BaseReference, Reference
+from style_aligned.adapter.adapter import StyleAlignedAdapter
+from style_aligned.models.denoising import predict_noise
+from style_aligned.models.family import family_of, latents_shape
+from style_aligned.models.model import (
+    Model,
+    check_is_model,
+    check_model,
+    describe_model,
+    fingerprint,
+    name_precision,
+    same_weights,
+    sample_weights,
+    tensor_bytes,
+)
+from style_aligned.models.solvers import Trajectory, describe_solver, make_solver, sample_noise
+from style_aligned.models.state import exclusive_use
+from style_aligned.models.text import TextEmbedding, embed
+from style_aligned.options import STYLE_OPTIONS, split_options
+from style_aligned.styles.file import PREVIEW, SETTINGS, StyleError, check_settings, read_style_file, write_style_file
+from style_aligned.styles.trajectory import ReferenceTrajectory
+from style_aligned.words import show
 
-SETTINGS = tuple(field.name for field in fields(BaseReference) if field.name != "text")
+GUIDANCE_OFF = (0, 1)
+"""The strengths of the classifier-free guidance that turn it off."""
+
+FIXED = {
+    "prompt": "the reference was made from its prompt",
+    "negative_prompt": "the reference was made with its negative prompt",
+    "seed": "the reference was made from the noise of its seed",
+    "num_inference_steps": "the latents of the reference are those of its own steps",
+    "condition_scale": "the reference was made with its guidance",
+    "size": "the latents of the reference have a size, and generate(…, size=…) draws targets of another one",
+    "solver": "the latents of the reference are those of its own solver",
+    "model": "the latents of the reference are those of its own model",
+    "method": "the reference was made by it",
+    "picture": "the reference was made from it",
+    "text": "it is the embedding of the reference's prompt",
+    "trajectory": "it is the reference itself",
+}
+"""Why settings of a style that has a trajectory cannot change."""
 
 
-@dataclass(frozen=True, eq=False)
-class Style(BaseReference):
+@dataclass(frozen=True, eq=False, repr=False)
+class Style:
     """The reference of a set: its latents at every step, its text embedding, and how they came about.
 
+    A style from a prompt costs nothing to make: [`generate`][style_aligned.sampling.generate] does the steps of the
+    reference along with those of the first images, and [`save`][style_aligned.styles.Style.save] does those that are
+    left.
+
     Attributes:
-        latents: The latents before each step, and after the last one.
-        preview: The reference in small.
+        prompt: The prompt of the reference.
+        negative_prompt: The prompt to guide away from, for the targets too.
+        seed: The seed of its noise, unless that was given.
+        num_inference_steps: The number of steps.
+        condition_scale: The strength of the classifier-free guidance, for the targets too. 0 or 1 means that there is
+            none.
+        size: The height and width of the reference, in pixels.
+        options: The options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
+        solver: The name and parameters of the solver.
+        model: The class, precision and fingerprint of the model, and whether it has classifier-free guidance.
+        text: The text embedding of the reference.
+        trajectory: The latents of the reference.
+        method: How the reference was made: `"prompt"`, or from a picture.
+        picture: The SHA-256 of the picture's pixels. None for styles from prompts.
+        weights: Samples of the model's weights, by which it is known in another precision. None for styles of files
+            that have none.
     """
 
-    latents: Float[Tensor, "steps 4 height width"] = field(repr=False)
-    preview: Image.Image = field(repr=False)
+    prompt: str
+    negative_prompt: str
+    seed: int
+    num_inference_steps: int
+    condition_scale: float | int
+    size: tuple[int, int]
+    options: dict[str, Any]
+    solver: dict[str, Any]
+    model: dict[str, Any]
+    text: TextEmbedding
+    trajectory: ReferenceTrajectory
+    method: str = "prompt"
+    picture: str | None = None
+    weights: Float[Tensor, " weights"] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        made = self.trajectory.__dict__.setdefault("made_with", self._made_with())
+        for name, value in self._made_with().items():
+            if made[name] != value:
+                raise ValueError(_refusal(name, value, made[name]))
 
     @classmethod
     def from_prompt(
@@ -39,12 +113,13 @@ class Style(BaseReference):
         negative_prompt: str = "",
         seed: int = 0,
         noise: Float[Tensor, "1 4 height width"] | None = None,
-        num_inference_steps: int = STEPS,
-        condition_scale: float = GUIDANCE,
+        num_inference_steps: int | None = None,
+        condition_scale: float | int | None = None,
         size: tuple[int, int] | None = None,
-        options: dict[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **keywords: Any,
     ) -> "Style":
-        """Make a style from a prompt, by generating its reference.
+        """Make a style from a prompt. No step is done yet: they are, as the style is used or saved.
 
         Args:
             model: The model, with the solver to use.
@@ -52,92 +127,256 @@ class Style(BaseReference):
             negative_prompt: The prompt to guide away from.
             seed: The seed of the noise.
             noise: The noise itself, in place of what the seed gives.
-            num_inference_steps: The number of steps.
-            condition_scale: The strength of the classifier-free guidance.
+            num_inference_steps: The number of steps. None means what is recommended for the model.
+            condition_scale: The strength of the classifier-free guidance: 0 or 1 turns it off, and saves half of the
+                time. None means what is recommended for the model.
             size: The height and width in pixels. None means what the model was trained for.
-            options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter].
+            options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], by name.
+            keywords: The same options, as keywords. Those that are not given are as recommended for the model.
 
         Raises:
+            TypeError: If the first argument is no model, or a setting is not of its type.
             ValueError: If the prompt is empty, a number out of its range, an option not one that a style can have, or
-                the solver not one that can do these steps, if the model has self-attention guidance or is adapted
-                already, or if the latents overflow.
-        """
-        reference = Reference.from_prompt(
-            model,
-            prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            noise=noise,
-            num_inference_steps=num_inference_steps,
-            condition_scale=condition_scale,
-            size=size,
-            options=options,
-        )
-        return cls.from_reference(model, reference)
+                the solver not one that can do these steps, or if the model has self-attention guidance or is adapted
+                already.
 
-    @classmethod
-    def from_reference(
-        cls, model: Model, reference: Reference, *, on_step: Callable[[int], None] | None = None
-    ) -> "Style":
-        """Make a style from a reference, doing the steps that are left.
+        Example:
+            ```py
+            from style_aligned import Style, load_model
+
+            model = load_model()
+            style = Style.from_prompt(model, "a fox, neon sign", seed=5, num_inference_steps=2)
+            assert style.steps_done == 0
+            ```
+        """
+        check_is_model(model)
+        settings = complete_settings(
+            model, "Style.from_prompt", prompt=prompt, negative_prompt=negative_prompt, seed=seed, size=size,
+            num_inference_steps=num_inference_steps, condition_scale=condition_scale, options=options,
+            keywords=keywords,
+        )  # fmt: skip
+        steps, guidance, size = (settings[name] for name in ("num_inference_steps", "condition_scale", "size"))
+        with exclusive_use(model):
+            check_model(model, settings["options"])
+            noise = sample_noise(model, seed, size) if noise is None else check_noise(noise, size)
+            solver = make_solver(model, steps)
+            noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
+            return cls(
+                **settings,
+                solver=describe_solver(solver),
+                model=describe_model(model),
+                text=embed(model, prompt, None if guidance in GUIDANCE_OFF else negative_prompt),
+                trajectory=ReferenceTrajectory.start(steps, Trajectory(model, solver, seed, noise), model),
+                weights=sample_weights(model),
+            )
+
+    @property
+    def steps_done(self) -> int:
+        """The number of steps that the reference has done."""
+        return self.trajectory.steps_done
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the reference has done all of its steps."""
+        return self.trajectory.is_complete
+
+    @property
+    def latents(self) -> Float[Tensor, "steps 4 height width"]:
+        """The latents before each step, and after the last one, as far as these steps are done."""
+        return self.trajectory.stacked
+
+    @property
+    def preview(self) -> Image.Image:
+        """The reference in small. Steps that are left are done first."""
+        if self.trajectory.preview is None:
+            image = self.complete().image()
+            image.thumbnail((PREVIEW, PREVIEW))
+            self.trajectory.preview, self.trajectory.model = image, None
+        return self.trajectory.preview
+
+    @property
+    def digest(self) -> str:
+        """A fingerprint of the reference's latents. Steps that are left are done first."""
+        known = self.complete().trajectory.__dict__
+        if "digest" not in known:
+            known["digest"] = hashlib.sha256(tensor_bytes(self.latents)).hexdigest()[:16]
+        return known["digest"]
+
+    def complete(self, model: Model | None = None, *, on_step: Callable[[int], None] | None = None) -> "Style":
+        """Do the steps that are left.
 
         Args:
-            model: The model that the reference was started with.
-            reference: The reference.
+            model: The model. None means that which the style was made with.
             on_step: Called after each step, with the number of images that have done one, which is 1.
 
+        Returns:
+            The style.
+
         Raises:
-            StyleError: If the reference was started with another model, or another solver.
+            StyleError: If the model is another one than the style was started with, or has another solver.
             ValueError: If the model has self-attention guidance or is adapted, or if the latents overflow.
         """
-        reference.finish(model, on_step=on_step)
-        with torch.no_grad():
-            preview = model.lda.latents_to_image(reference.states[-1].latents)
-        preview.thumbnail((PREVIEW, PREVIEW))
-        settings = {name: getattr(reference, name) for name in SETTINGS}
-        return cls(**settings, text=reference.text, latents=reference.latents, preview=preview)
+        if self.is_complete:
+            return self
+        model = self._own_model() if model is None else model
+        with exclusive_use(model):
+            self.check(model)
+            solver = make_solver(model, self.num_inference_steps)
+            while not self.is_complete:
+                self.advance(model, solver, self.steps_done)
+                if on_step is not None:
+                    on_step(1)
+        return self
 
-    def check(self, model: Model, force: bool = False) -> None:
-        """Check that it fits a model.
-
-        Args:
-            model: The model, with its solver.
-            force: Whether to let other weights of the same kind of model, or another precision, pass.
-
-        Raises:
-            StyleError: If it does not, with the reason.
-            ValueError: If the model has self-attention guidance, or is adapted already.
-        """
-        super().check(model, force=force)
-        found, expected = (
-            {name: list(tensor.shape) for name, tensor in embedding.tensors.items()}
-            for embedding in (self.text, embed(model, ""))
-        )
-        if found != expected:
-            raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
-
-    def image(self, model: Model) -> Image.Image:
-        """Decode the reference.
+    def advance(self, model: Model, solver: Solver, step: int) -> bool:
+        """Have the reference go through the U-Net at a step, and do that step if it is the next one.
 
         Args:
             model: The model.
+            solver: The solver, for its timesteps. It stays as it is.
+            step: The step: the next one, or one that is done.
+
+        Returns:
+            Whether it was the next one.
+
+        Raises:
+            ValueError: If there is no such step or those before it are not done, or if the latents overflow.
         """
-        with torch.no_grad():
-            return model.lda.latents_to_image(self.latents[-1:].to(device=model.device, dtype=model.dtype))
+        last = min(self.steps_done, self.num_inference_steps - 1)
+        if not 0 <= step <= last:
+            raise ValueError(f"expected a step between 0 and {last}, got {step}")
+        predicted_noise = predict_noise(
+            model,
+            solver,
+            self.trajectory.latents[step].to(device=model.device, dtype=model.dtype),
+            step,
+            text=self.text.to(model.device, model.dtype),
+            condition_scale=self.condition_scale,
+        )
+        return self.trajectory.advance(predicted_noise, step, self.prompt)
+
+    def with_(self, **changes: Any) -> "Style":
+        """Return a style with other options, and the same reference.
+
+        Args:
+            changes: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter] by name, or
+                `options` for all of them; and `condition_scale`, for styles that were made from pictures.
+
+        Raises:
+            TypeError: If there is no such setting, or a value is not of its type.
+            ValueError: If the reference would have to be another one, with the reason, or a value is out of its range.
+
+        Example:
+            ```py
+            from style_aligned import Style, load_model
+
+            style = Style.from_prompt(load_model(), "a fox, neon sign", scale=0.9)
+            assert style.with_(shift=0.5).options == {"share_group_norm": True, "scale": 0.9, "shift": 0.5}
+            ```
+        """
+        settings: dict[str, Any] = {name: value for name, value in changes.items() if name in SETTINGS}
+        options = split_options(
+            {name: value for name, value in changes.items() if name not in SETTINGS}, None, "Style.with_"
+        )
+        fixed = self._made_with()
+        for name, value in settings.items():
+            if name in fixed and value != fixed[name]:
+                raise ValueError(_refusal(name, value, fixed[name]))
+        changed = {"options": self.options, **settings}
+        changed["options"] = split_options(options, changed["options"], "Style.with_")
+        if changed.get("condition_scale") in GUIDANCE_OFF:
+            changed["text"] = self.text.conditional
+        elif "condition_scale" in changed and self.text.rows == 1 and self.model["classifier_free_guidance"]:
+            raise ValueError(
+                f"expected condition_scale to stay {self.condition_scale:g}, which is no guidance, got"
+                f" {show(changed['condition_scale'])}: the style holds no negative prompt for it"
+            )
+        check_settings({**self.settings, **{name: changed[name] for name in changed if name in SETTINGS}})
+        return replace(self, **changed)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, as files have them."""
+        return {name: getattr(self, name) for name in SETTINGS}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as they are shown, and written into images."""
+        from_picture = {} if self.method == "prompt" else {"method": self.method, "picture": self.picture}
+        return {
+            "reference": self.prompt,
+            "reference_seed": self.seed,
+            "negative_prompt": self.negative_prompt,
+            "steps": self.num_inference_steps,
+            "guidance": self.condition_scale,
+            "size": f"{self.size[1]}x{self.size[0]}",
+            "options": self.options,
+            "solver": self.solver,
+            "model": self.model,
+            **from_picture,
+        }
+
+    def check(self, model: Model, force: bool = False) -> None:
+        """Check that it fits a model. Another precision of the same weights is a warning, if all steps are done.
+
+        Args:
+            model: The model, with its solver.
+            force: Whether to let other weights of the same kind of model pass. Steps that are left to do must be done
+                by the model that has started them.
+
+        Raises:
+            StyleError: If it does not, with the reason.
+            ValueError: If the model has self-attention guidance or reference-only control, or is adapted already.
+        """
+        check_is_model(model)
+        with exclusive_use(model):
+            check_model(model, {})
+            self._check_weights(model, force=force and self.is_complete)
+            own, given = self.solver, describe_solver(model.solver)
+            if given != own:
+                names, none = {**own, **given}, "nothing of that name"
+                name = next(name for name in names if given.get(name, none) != own.get(name, none))
+                raise StyleError(
+                    f"expected a solver with {name}={own.get(name, none)}, as the style's, got {given.get(name, none)}"
+                )
+            try:
+                StyleAlignedAdapter(model.unet, **self.options)
+                make_solver(model, self.num_inference_steps)
+            except ValueError as error:
+                raise StyleError(f"the style does not fit the model: {error}") from None
+            found, expected = (
+                {name: list(tensor.shape[1:]) for name, tensor in embedding.tensors.items()}
+                for embedding in (self.text, embed(model, "", None))
+            )
+            if found != expected:
+                raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
+
+    def image(self, model: Model | None = None) -> Image.Image:
+        """Decode the reference. Steps that are left are done first.
+
+        Args:
+            model: The model. None means that which the style was made with, if it was not loaded from a file.
+        """
+        model = self._own_model() if model is None else model
+        self.complete(model)
+        with exclusive_use(model):
+            return model.lda.latents_to_image(self.trajectory.latents[-1].to(device=model.device, dtype=model.dtype))
 
     def save(self, path: str | Path) -> None:
-        """Write the style to a safetensors file: the same bytes for the same style.
+        """Write the style to a safetensors file: the same bytes for the same style. Steps that are left are done first.
 
         Args:
             path: The path of the file. What is there is replaced once the new file is complete.
 
         Raises:
-            ValueError: If a setting is not of its type or out of its range, so that the file could not be read again.
+            ValueError: If a setting is not of its type or out of its range, so that the file could not be read again,
+                or if steps are left to do and the latents overflow.
             OSError: If the file cannot be written.
         """
-        settings = {name: getattr(self, name) for name in SETTINGS}
+        preview = self.preview
         tensors = {"latents": self.latents, **self.text.tensors}
-        write_style_file(Path(path), {**settings, "size": list(self.size)}, tensors, self.preview)
+        if self.weights is not None:
+            tensors["weights"] = self.weights
+        write_style_file(Path(path), {**self.settings, "size": list(self.size)}, tensors, preview)
 
     @classmethod
     def load(cls, path: str | Path) -> "Style":
@@ -153,5 +392,144 @@ class Style(BaseReference):
             FileNotFoundError: If there is no such file.
         """
         settings, tensors, preview = read_style_file(Path(path))
-        latents = tensors.pop("latents")
-        return cls(**settings, latents=latents, text=TextEmbedding(**tensors), preview=preview)
+        latents, weights = tensors.pop("latents"), tensors.pop("weights", None)
+        text = TextEmbedding(**tensors)
+        if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
+            text = text.conditional
+        trajectory = ReferenceTrajectory(settings["num_inference_steps"], latents.split(1), preview=preview)
+        return cls(**settings, text=text, trajectory=trajectory, weights=weights)
+
+    @classmethod
+    def from_reference(
+        cls, model: Model, reference: "Style", *, on_step: Callable[[int], None] | None = None
+    ) -> "Style":
+        """Deprecated: use [`complete`][style_aligned.styles.Style.complete]."""
+        warnings.warn(
+            "Style.from_reference(model, reference) is now reference.complete(): a reference is a Style",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return reference.complete(model, on_step=on_step)
+
+    def __repr__(self) -> str:
+        steps = self.num_inference_steps
+        done = "" if self.is_complete else f", {self.steps_done} of them done"
+        width, height = self.size[1], self.size[0]
+        return (
+            f"Style({show(self.prompt, 50)}, seed={self.seed}, {steps} step{'' if steps == 1 else 's'}{done},"
+            f" {width}x{height})"
+        )
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.preview.save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def _made_with(self) -> dict[str, Any]:
+        """The settings that the reference depends on."""
+        fixed = {name: getattr(self, name) for name in SETTINGS if name != "options"}
+        if self.method != "prompt":  # it was not guided there
+            del fixed["condition_scale"]
+        return fixed
+
+    def _own_model(self) -> Model:
+        if self.trajectory.model is None:
+            raise TypeError("expected a model for a style that was loaded or completed, got none: give it one")
+        return self.trajectory.model
+
+    def _check_weights(self, model: Model, *, force: bool) -> None:
+        """Check that the model is the style's own, in its own precision if steps are left to do."""
+        own, given = self.model, describe_model(model)
+        names = ["class"] if self.condition_scale in GUIDANCE_OFF else ["class", "classifier_free_guidance"]
+        if not self.is_complete:
+            names += ["precision", "fingerprint"]
+            device = self.trajectory.latents[0].device
+            if torch.empty(0, device=model.device).device != device:  # "cuda" is "cuda:0"
+                raise StyleError(
+                    f"expected a model on {device}, where the style was started, got one on {model.device}"
+                )
+        for name in names:
+            if given[name] != own[name]:
+                raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
+        if force or given["fingerprint"] == own["fingerprint"]:
+            return
+        if given["precision"] == own["precision"]:
+            what = f"fingerprint={own['fingerprint']}, as the style's, got {given['fingerprint']}"
+            raise StyleError(f"expected a model with {what}")
+        self._check_other_precision(model)
+
+    def _check_other_precision(self, model: Model) -> None:
+        own, given = self.model["precision"], name_precision(model.dtype)
+        if self.weights is not None:
+            is_same = same_weights(self.weights, sample_weights(model))
+        elif torch.finfo(model.dtype).bits > torch.finfo(getattr(torch, own, torch.float32)).bits:
+            rounded = fingerprint(model.clip_text_encoder, model.unet, dtype=getattr(torch, own))
+            is_same = rounded == self.model["fingerprint"]
+        else:
+            raise StyleError(
+                f"expected a model with precision={own}, as the style's, got {given}: a style file of an earlier"
+                " version does not tell weights of another precision"
+            )
+        if not is_same:
+            raise StyleError(
+                f"expected a model with the weights of the style's, which had precision={own}, got others in {given}"
+            )
+        warnings.warn(
+            f"the style was made in {own} and the model is in {given}: images differ a little from those in {own}",
+            stacklevel=4,
+        )
+
+
+def complete_settings(
+    model: Model,
+    function: str,
+    *,
+    options: Mapping[str, Any] | None,
+    keywords: Mapping[str, Any],
+    **settings: Any,
+) -> dict[str, Any]:
+    """Check the settings of a style that is to be made, and fill in what is recommended for its model.
+
+    Args:
+        model: The model.
+        function: The name of the function that was given them, for errors.
+        options: The options that were given by name.
+        keywords: Those that were given as keywords.
+        settings: The other settings. None means what is recommended.
+    """
+    family = family_of(model)
+    for name in ("num_inference_steps", "condition_scale", "size"):
+        if settings[name] is None:
+            settings[name] = getattr(family, "default_size" if name == "size" else name)
+    settings["options"] = {**family.options, **split_options(keywords, options, function)}
+    check_settings(settings)
+    return {**settings, "size": tuple(settings["size"])}
+
+
+def check_noise(noise: Any, size: tuple[int, int], images: int = 1) -> Tensor:
+    """Check noise that images are to start from.
+
+    Args:
+        noise: The noise.
+        size: The height and width of the images, in pixels.
+        images: The number of images.
+
+    Raises:
+        TypeError: If it is no tensor of a floating type.
+        ValueError: If it is of another shape, or not finite.
+    """
+    if not (isinstance(noise, Tensor) and noise.is_floating_point()):
+        raise TypeError(f"expected noise to be a tensor of a floating type, got {show(noise)}")
+    if noise.shape != (expected := latents_shape(size, images)):
+        raise ValueError(f"expected noise of shape {expected}, got {tuple(noise.shape)}")
+    if not noise.isfinite().all():
+        raise ValueError("expected noise to be finite, got NaN or infinity")
+    return noise
+
+
+def _refusal(name: str, value: Any, own: Any) -> str:
+    changeable = ", ".join(STYLE_OPTIONS)
+    return (
+        f"expected {name} to stay {show(own)}, got {show(value)}: {FIXED[name]}. Make a new style, or change options"
+        f" ({changeable})"
+    )

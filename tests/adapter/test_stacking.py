@@ -20,8 +20,8 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion
 from torch import Tensor
 
 from style_aligned import StyleAligned, StyleAlignedAdapter
-from style_aligned.models.denoising import sample_noise
 from style_aligned.models.mini import Mini
+from style_aligned.models.solvers import sample_noise
 from tests.chains import snapshot
 from tests.conftest import build_random_mini
 from tests.oracle import relative_error

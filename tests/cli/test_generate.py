@@ -58,7 +58,7 @@ def test_compare(run: Run, random_mini: Mini, tmp_path: Path) -> None:
     run("generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--compare", "--output", tmp_path)
     assert {"unaligned/000-a-cat.png", "unaligned/001-a-dog.png"} < set(contents(tmp_path))
     style = Style.load(tmp_path / "style.safetensors")
-    sample = next(sampling.generate_unaligned(random_mini, style, ["a cat", "a dog"]))
+    sample = sampling.generate(random_mini, style, ["a cat", "a dog"], aligned=False)[0]
     assert read_image(tmp_path / "unaligned" / "000-a-cat.png").tobytes() == sample.image.tobytes()
     assert json.loads(read_texts(tmp_path / "unaligned" / "000-a-cat.png")["settings"])["aligned"] is False
 

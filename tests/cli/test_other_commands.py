@@ -15,7 +15,6 @@ from PIL import Image
 from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.files import write_png
 from style_aligned.models.mini import Mini, known_styles, load_mini
-from style_aligned.sampling.generation import generate, generate_unaligned
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error, contents, error_lines, read_image
 
@@ -83,7 +82,7 @@ def test_the_picture_of_the_demo(random_mini: Mini, monkeypatch: pytest.MonkeyPa
         random_mini, "a fox, neon sign", seed=2, num_inference_steps=1, condition_scale=2.0,
         options={"share_group_norm": True},
     )  # fmt: skip
-    for strip, function in zip(drawn[1], (generate_unaligned, generate), strict=True):
+    for strip, aligned in zip(drawn[1], (False, True), strict=True):
         (sample,) = function(random_mini, style, ["a rocket, neon sign"])
         expected = [style.image(random_mini), sample.image]
         assert [cell.image.tobytes() for cell in strip.cells] == [image.tobytes() for image in expected]

@@ -12,8 +12,8 @@ from PIL import Image
 from style_aligned.cli import drawing
 from style_aligned.cli.locking import sole_use
 from style_aligned.files import is_damaged, read_texts, write_png
-from style_aligned.models.family import describe_model
 from style_aligned.models.mini import Mini
+from style_aligned.models.model import describe_model
 from style_aligned.styles.style import Style
 from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents, error_lines
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from style_aligned.files import read_texts
-from style_aligned.models.denoising import TextEmbedding
 from style_aligned.models.mini import Mini
+from style_aligned.models.text import TextEmbedding
 from style_aligned.sampling.generation import generate
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error, error_lines, read_image

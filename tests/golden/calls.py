@@ -11,7 +11,7 @@ from refiners.foundationals.latent_diffusion.solvers import Solver
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import DoubleTextEncoder
 from torch import Tensor
 
-from style_aligned import Reference, ReferenceBank, Style, StyleAlignedAdapter, generate, generate_unaligned
+from style_aligned import ReferenceBank, Style, StyleAlignedAdapter, generate
 from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
 from style_aligned.models.mini.autoencoder import Decoder, Encoder
 from style_aligned.models.mini.text_encoder import MiniTextEncoderG, MiniTextEncoderL, MiniTokenizer
@@ -52,15 +52,17 @@ def build(name: str) -> Any:
 
 
 def make_style(model: Any, prompt: str, **settings: Any) -> Style:
-    return Style.from_prompt(model, prompt, **settings)
+    return make_reference(model, prompt, **settings).complete()
 
 
-def make_reference(model: Any, prompt: str, **settings: Any) -> Reference:
+def make_reference(model: Any, prompt: str, **settings: Any) -> Style:
     """Start a reference, the steps of which `run_generate` does."""
-    return Reference.from_prompt(model, prompt, **settings)
+    # without the options that are recommended for the embedded model
+    options = {"share_group_norm": False, **settings.pop("options")}
+    return Style.from_prompt(model, prompt, options=options, **settings)
 
 
-def style_latents(style: Style | Reference) -> Tensor:
+def style_latents(style: Style) -> Tensor:
     """The latents of the reference before each step, and after the last one."""
     return style.latents
 
@@ -78,9 +80,7 @@ def load_style(path: Path) -> Style:
     return Style.load(path)
 
 
-def run_generate(
-    model: Any, style: Style | Reference, prompts: Sequence[str], **arguments: Any
-) -> tuple[Tensor, list[Any]]:
+def run_generate(model: Any, style: Style, prompts: Sequence[str], **arguments: Any) -> tuple[Tensor, list[Any]]:
     """Generate, and return the latents and the images."""
     samples = list(generate(model, style, prompts, **arguments))
     return torch.cat([sample.latents for sample in samples]), [sample.image for sample in samples]
@@ -88,7 +88,7 @@ def run_generate(
 
 def run_generate_unaligned(model: Any, style: Style, prompts: Sequence[str], **arguments: Any) -> Tensor:
     """Generate the same unaligned, and return the latents."""
-    return torch.cat([sample.latents for sample in generate_unaligned(model, style, prompts, **arguments)])
+    return torch.cat([sample.latents for sample in generate(model, style, prompts, aligned=False, **arguments)])
 
 
 def run_loop(

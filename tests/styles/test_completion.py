@@ -1,4 +1,4 @@
-"""A reference that goes along with the images of its set, in place of a style that was made before."""
+"""A style whose steps are done along with the images of its set, or once it is completed or saved."""
 
 from typing import Any
 
@@ -7,9 +7,8 @@ import torch
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, LCMSolver, Solver
 
 from style_aligned.models.mini import Mini
-from style_aligned.sampling.generation import generate, generate_unaligned
+from style_aligned.sampling.generation import generate
 from style_aligned.styles.file import StyleError
-from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 
 STEPS = 3
@@ -49,12 +48,12 @@ def assert_equal(style: Style, expected: Style) -> None:
 @pytest.mark.parametrize("solver", [DDIM(30), Euler(30), DPMSolver(30), LCMSolver(30)], ids=type)
 def test_all_is_the_same_to_the_last_bit(model: Mini, solver: Solver, options: dict[str, Any]) -> None:
     model.solver = solver
-    expected_style = Style.from_prompt(model, **settings(**options))
+    expected_style = Style.from_prompt(model, **settings(**options)).complete()
     expected = list(generate(model, expected_style, PROMPTS, batch_size=2, chunk_size=2))
 
-    reference = Reference.from_prompt(model, **settings(**options))
+    reference = Style.from_prompt(model, **settings(**options))
     samples = list(generate(model, reference, PROMPTS, batch_size=2, chunk_size=2))
-    assert_equal(Style.from_reference(model, reference), expected_style)
+    assert_equal(reference.complete(model), expected_style)
     for sample, other in zip(samples, expected, strict=True):
         assert torch.equal(sample.latents, other.latents)
         assert sample.image.tobytes() == other.image.tobytes()
@@ -63,18 +62,18 @@ def test_all_is_the_same_to_the_last_bit(model: Mini, solver: Solver, options: d
 
 def test_without_guidance_too(model: Mini) -> None:
     model.classifier_free_guidance = False
-    expected = Style.from_prompt(model, **settings())
-    reference = Reference.from_prompt(model, **settings())
+    expected = Style.from_prompt(model, **settings()).complete()
+    reference = Style.from_prompt(model, **settings())
     list(generate(model, reference, PROMPTS))
-    assert_equal(Style.from_reference(model, reference), expected)
+    assert_equal(reference.complete(model), expected)
 
 
 def test_it_goes_through_the_model_once_a_step(model: Mini) -> None:
-    reference, rows, steps = Reference.from_prompt(model, **settings()), list[int](), list[int]()
+    reference, rows, steps = Style.from_prompt(model, **settings()), list[int](), list[int]()
     assert reference.steps_done == 0
     hook = model.unet.register_forward_hook(lambda unet, arguments, output: rows.append(len(arguments[0])))
     list(generate(model, reference, PROMPTS, batch_size=2, chunk_size=2, on_step=steps.append))
-    Style.from_reference(model, reference, on_step=steps.append)
+    reference.complete(on_step=steps.append)
     hook.remove()
     assert reference.steps_done == STEPS
     assert rows == [2, 4] * STEPS + [2, 2] * STEPS  # two halves of the reference, then of the targets of each chunk
@@ -83,9 +82,9 @@ def test_it_goes_through_the_model_once_a_step(model: Mini) -> None:
 
 def test_what_is_left_to_do_is_done_for_the_style(model: Mini) -> None:
     steps: list[int] = []
-    style = Style.from_reference(model, Reference.from_prompt(model, **settings()), on_step=steps.append)
+    style = Style.from_prompt(model, **settings()).complete(on_step=steps.append)
     assert steps == [1] * STEPS
-    expected = Style.from_prompt(model, **settings())
+    expected = Style.from_prompt(model, **settings()).complete()
     assert_equal(style, expected)
 
     def interrupt(_: int) -> None:
@@ -93,95 +92,82 @@ def test_what_is_left_to_do_is_done_for_the_style(model: Mini) -> None:
         if len(steps) == 6:  # the reference has done two steps, the target one
             raise KeyboardInterrupt
 
-    reference = Reference.from_prompt(model, **settings())
+    reference = Style.from_prompt(model, **settings())
     with pytest.raises(KeyboardInterrupt):
-        next(generate(model, reference, PROMPTS[:1], on_step=interrupt))
+        generate(model, reference, PROMPTS[:1], on_step=interrupt)[0]
     assert reference.steps_done == 2
     (sample,) = generate(model, reference, PROMPTS[:1])
     (expected_sample,) = generate(model, expected, PROMPTS[:1])
     assert torch.equal(sample.latents, expected_sample.latents)
-    assert_equal(Style.from_reference(model, reference), expected)
+    assert_equal(reference.complete(model), expected)
 
 
 def test_images_to_compare_with_leave_it_as_it_is(model: Mini) -> None:
-    reference = Reference.from_prompt(model, **settings())
-    samples = list(generate_unaligned(model, reference, PROMPTS))
+    reference = Style.from_prompt(model, **settings())
+    samples = list(generate(model, reference, PROMPTS, aligned=False))
     assert reference.steps_done == 0
-    expected = generate_unaligned(model, Style.from_reference(model, reference), PROMPTS)
+    expected = generate(model, reference.complete(model), PROMPTS, aligned=False)
     for sample, other in zip(samples, expected, strict=True):
         assert torch.equal(sample.latents, other.latents)
 
 
 def test_an_interruption_in_a_step_changes_nothing(model: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
     model.solver = DPMSolver(30)  # one with a memory
-    expected = Style.from_prompt(model, **settings())
+    expected = Style.from_prompt(model, **settings()).complete()
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    started = Reference.from_prompt(model, **settings())
-    started.advance(model, 0)
-    with monkeypatch.context() as patch:
-        patch.setattr("style_aligned.styles.reference.check_latents", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            started.advance(model, 1)
+    started = Style.from_prompt(model, **settings())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        started.complete(on_step=lambda _: patch.setattr("style_aligned.styles.trajectory.check_latents", interrupt))
     assert started.steps_done == 1
-    assert_equal(Style.from_reference(model, started), expected)
+    assert_equal(started.complete(model), expected)
 
 
 def test_another_model_or_solver_cannot_go_on(model: Mini) -> None:
-    reference = Reference.from_prompt(model, **settings())
+    reference = Style.from_prompt(model, **settings())
     weight = next(model.unet.parameters())
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1)
         try:
-            with pytest.raises(StyleError, match=r"expected a model with fingerprint=.*, as the reference's, got"):
+            with pytest.raises(StyleError, match=r"expected a model with fingerprint=.*, as the style's, got"):
                 generate(model, reference, PROMPTS)
             with pytest.raises(StyleError, match="expected a model with fingerprint="):
                 generate(model, reference, PROMPTS, force=True)  # its steps would be of two models
             with pytest.raises(StyleError, match="expected a model with fingerprint="):
-                Style.from_reference(model, reference)
+                reference.complete(model)
         finally:
             weight.copy_(before)
     model.solver = Euler(num_inference_steps=30)
-    with pytest.raises(StyleError, match="expected a solver with name=DDIM, as the reference's, got Euler"):
+    with pytest.raises(StyleError, match="expected a solver with name=DDIM, as the style's, got Euler"):
         generate(model, reference, PROMPTS)
-    with pytest.raises(StyleError, match="expected a solver with name=DDIM, as the reference's, got Euler"):
-        Style.from_reference(model, reference)
+    with pytest.raises(StyleError, match="expected a solver with name=DDIM, as the style's, got Euler"):
+        reference.complete(model)
     assert reference.steps_done == 0
 
 
 def test_another_device_cannot_go_on(model: Mini) -> None:
-    reference = Reference.from_prompt(model, **settings())
-    reference.states[0].latents = reference.states[0].latents.to(device="meta")
-    with pytest.raises(StyleError, match="expected a model on meta, where the reference was started, got one on cpu"):
+    reference = Style.from_prompt(model, **settings())
+    reference.trajectory.latents[0] = reference.trajectory.latents[0].to(device="meta")
+    with pytest.raises(StyleError, match="expected a model on meta, where the style was started, got one on cpu"):
         generate(model, reference, PROMPTS)
-
-
-@pytest.mark.parametrize("step", [-1, 1, STEPS])
-def test_steps_that_are_not_there(model: Mini, step: int) -> None:
-    reference = Reference.from_prompt(model, **settings())
-    with pytest.raises(ValueError, match=f"expected a step between 0 and 0, got {step}"):
-        reference.advance(model, step)
-    reference.finish(model)
-    with pytest.raises(ValueError, match=f"expected a step between 0 and {STEPS - 1}, got {STEPS}"):
-        reference.advance(model, STEPS)
 
 
 def test_noise_that_changes_after_the_call(model: Mini) -> None:
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    expected = Style.from_prompt(model, **settings(), noise=noise)
-    reference = Reference.from_prompt(model, **settings(), noise=noise)
+    expected = Style.from_prompt(model, **settings(), noise=noise).complete()
+    reference = Style.from_prompt(model, **settings(), noise=noise)
     with torch.no_grad():
         noise.zero_()
-    style = Style.from_reference(model, reference)
+    style = reference.complete(model)
     assert_equal(style, expected)
     assert not style.latents.requires_grad
 
 
 def test_an_overflow_is_told_of_the_reference(model: Mini) -> None:
-    reference = Reference.from_prompt(model, **settings(), noise=torch.full((1, 4, 8, 8), 1e38))
+    reference = Style.from_prompt(model, **settings(), noise=torch.full((1, 4, 8, 8), 1e38))
     with pytest.raises(ValueError, match="the latents of 'a fox, neon sign' overflowed to NaN or infinity"):
-        next(generate(model, reference, PROMPTS))
+        generate(model, reference, PROMPTS)[0]
     assert reference.steps_done == 0
