@@ -49,7 +49,7 @@ def get(name: str) -> Any:
 def install() -> None:
     """Have modules found under the names that they had before."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())  # the last: asked for what nothing else finds
+        sys.meta_path.insert(0, _Finder())  # the first: others would find what is in moved packages once more
 
 
 class _Finder(MetaPathFinder, Loader):

@@ -2,8 +2,8 @@
 
 The adapter, style files, the command line and the page take names, types, ranges, defaults and help from here.
 
-To add an option, declare it in `AdapterOptions`, use it in the maths (`style_aligned.adapter`), and write it into the oracle
-of the tests. Nothing here takes time to import: the command line starts with it.
+To add an option, declare it in `AdapterOptions`, use it in the maths (`style_aligned.adapter`), and write it into the
+oracle of the tests. Nothing here takes time to import: the command line starts with it.
 """
 
 import math

@@ -83,7 +83,7 @@ def test_the_picture_of_the_demo(random_mini: Mini, monkeypatch: pytest.MonkeyPa
         options={"share_group_norm": True},
     )  # fmt: skip
     for strip, aligned in zip(drawn[1], (False, True), strict=True):
-        (sample,) = function(random_mini, style, ["a rocket, neon sign"])
+        (sample,) = generate(random_mini, style, ["a rocket, neon sign"], aligned=aligned)
         expected = [style.image(random_mini), sample.image]
         assert [cell.image.tobytes() for cell in strip.cells] == [image.tobytes() for image in expected]
         assert [cell.is_reference for cell in strip.cells] == [True, False]
