@@ -1,58 +1,49 @@
 """The one place where sets meet styles and models: what is drawn, and what it was made with."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
-from style_aligned.models.denoising import Model
-from style_aligned.models.family import default_size, describe_model, fingerprint
-from style_aligned.sampling.generation import Sample, generate, generate_unaligned
+from style_aligned.models.family import default_size
+from style_aligned.models.model import Model, describe_model, fingerprint
+from style_aligned.sampling.generation import OF_A_REFERENCE as SETTINGS_OF_A_REFERENCE, generate
+from style_aligned.sampling.samples import Sample
 from style_aligned.styles.file import StyleError
-from style_aligned.styles.reference import Reference
 from style_aligned.styles.style import Style
 
-OF_A_REFERENCE = ("reference", "reference_seed", "options", "style")  # no matter for unaligned images
+OF_A_REFERENCE = (*SETTINGS_OF_A_REFERENCE, "style")  # no matter for unaligned images
 KINDS = {"Mini": "the embedded model", "StableDiffusion_XL": "SDXL", "StableDiffusion_1": "Stable Diffusion 1.5"}
-AnyStyle = Style | Reference
+AnyStyle = Style
 
 
-def start_style(model: Model, settings: Mapping[str, Any], *, is_embedded: bool) -> AnyStyle:
+def start_style(model: Model, settings: Mapping[str, Any]) -> AnyStyle:
     """Return a style from a prompt, none of whose steps is done.
 
     Args:
         model: The model.
         settings: Arguments of `Style.from_prompt`: `prompt`, and those others that are not the model's own.
-        is_embedded: Whether the model is the embedded one.
     """
-    from style_aligned.defaults import EMBEDDED_GUIDANCE, EMBEDDED_OPTIONS
-
     settings = {name: value for name, value in settings.items() if value is not None and name != "source"}
-    options = {**(EMBEDDED_OPTIONS if is_embedded else {}), **settings.pop("options", {})}
-    if is_embedded:
-        settings = {"condition_scale": EMBEDDED_GUIDANCE, **settings}
     if "size" in settings:
         settings["size"] = tuple(settings["size"])
-    return Reference.from_prompt(model, **settings, options=options)
+    return Style.from_prompt(model, **settings)
 
 
 def is_complete(style: AnyStyle) -> bool:
     """Return whether all steps of a style are done."""
-    return isinstance(style, Style)
+    return style.is_complete
 
 
 def complete_style(model: Model, style: AnyStyle, on_step: Callable[[int], None] | None = None) -> Style:
     """Do the steps of a style that are left."""
-    return style if isinstance(style, Style) else Style.from_reference(model, style, on_step=on_step)
+    return style.complete(model, on_step=on_step)
 
 
 def with_options(style: AnyStyle, options: Mapping[str, Any]) -> AnyStyle:
     """Return a style with other options of the adapter."""
-    return replace(style, options={**style.options, **options}) if options else style
+    return style.with_(**options) if options else style
 
 
 def draw(
@@ -70,10 +61,8 @@ def draw(
     arguments: dict[str, Any] = {
         "seeds": seeds, "batch_size": batch_size, "chunk_size": max(1, len(prompts)), "on_step": on_step,
     }  # fmt: skip
-    force = isinstance(style, Style)  # what needs it was told by `check_fit`
-    if is_aligned:
-        return generate(model, style, prompts, **arguments, force=force, bank_device=bank_device)
-    return generate_unaligned(model, style, prompts, **arguments, force=force)
+    force = style.is_complete  # what needs it was told by `check_fit`
+    return iter(generate(model, style, prompts, **arguments, aligned=is_aligned, force=force, bank_device=bank_device))
 
 
 def check_fit(style: AnyStyle, model: Model, name: str, *, force: bool = False) -> str | None:
@@ -99,7 +88,7 @@ def check_fit(style: AnyStyle, model: Model, name: str, *, force: bool = False) 
     try:
         style.check(model)
     except StyleError as error:
-        if isinstance(style, Reference):
+        if not style.is_complete:
             raise
         style.check(model, force=True)
         if own["precision"] != given["precision"]:
@@ -130,17 +119,7 @@ def describe_drawer(model: Model) -> dict[str, Any]:
 
 def style_settings(style: AnyStyle) -> dict[str, Any]:
     """Return the settings of a style, as they are shown, and written into its images."""
-    return {
-        "reference": style.prompt,
-        "reference_seed": style.seed,
-        "negative_prompt": style.negative_prompt,
-        "steps": style.num_inference_steps,
-        "guidance": style.condition_scale,
-        "size": f"{style.size[1]}x{style.size[0]}",
-        "options": dict(style.options),
-        "solver": style.solver,
-        "model": style.model,
-    }
+    return style.describe()
 
 
 def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool | None = None) -> dict[str, Any]:
@@ -165,8 +144,7 @@ def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool 
 
 def digest(style: Style) -> str:
     """Return a fingerprint of the reference's trajectory."""
-    values = style.latents.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    return hashlib.sha256(values.tobytes()).hexdigest()[:16]
+    return style.digest
 
 
 def trained_size(model: Model) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL.Image import Image
 
 from style_aligned.files import describe_image, parse_settings, read_texts, write_png
-from style_aligned.models.denoising import Model
+from style_aligned.models.model import Model
 from style_aligned.sampling.generation import Sample
 from style_aligned.sets import drawing
 from style_aligned.sets.changes import aside_file, make_current
@@ -184,7 +184,7 @@ class Artist:
             return drawing.load_style(path)
         settings = {"prompt": self.image_set.state.reference.prompt, **self.image_set.state.style}
         settings["seed"] = self.image_set.state.reference.drawing.seed
-        return drawing.start_style(self.model, settings, is_embedded=self._drawer["class"] == "Mini")
+        return drawing.start_style(self.model, settings)
 
     def _draw_images(self, images: Sequence[SetImage], options: Mapping[str, Any]) -> Iterator[tuple[SetImage, Sample]]:
         """Draw images with the same options, chunk by chunk. The sheet is drawn anew between chunks."""
