@@ -28,7 +28,7 @@ def test_modules_are_found_under_the_names_that_they_had(old: str, new: str) -> 
     assert module.__spec__.name == f"style_aligned.{new}"
 
 
-@pytest.mark.filterwarnings("ignore:style_aligned.checkpoints is now")
+@pytest.mark.filterwarnings("ignore:style_aligned.checkpoints")
 def test_modules_in_packages_too() -> None:
     assert import_module("style_aligned.checkpoints.load") is import_module("style_aligned.models.checkpoints.load")
 
