@@ -29,14 +29,14 @@ def show(value: Any, length: int = 80) -> str:
         >>> show("a fox"), show(3), show(re.compile("a"))
         ("'a fox'", '3', 'a Pattern')
     """
-    if value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict):
+    kind = type(value)
+    if value is None or issubclass(kind, bool | int | float | str | bytes | list | tuple | dict):
         try:
-            text = repr(value) if not isinstance(value, str) else repr(value[:length])
+            text = repr(value[:length] if issubclass(kind, str) else value)
         except Exception:  # of what it holds, or an integer of too many digits
             text = ""
         if 0 < len(text) <= length + 2 and "\n" not in text:
             return text
-        if isinstance(value, str | int):
-            return f"{text[: length - 1]}…" if text else f"one of {type(value).__name__}"
-    article = "an" if type(value).__name__[0] in "AEIOUaeiou" else "a"
-    return f"{article} {type(value).__name__}"
+        if issubclass(kind, str | int) and text:
+            return f"{text[: length - 1]}…"
+    return f"{'an' if kind.__name__[0] in 'AEIOUaeiou' else 'a'} {kind.__name__}"

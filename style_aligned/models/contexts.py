@@ -1,8 +1,9 @@
 """The contexts of adapters beside ours, which have a row for each guidance half where a batch has many."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from operator import is_
+from typing import Any, cast
 
 import torch
 from refiners.fluxion import layers as fl
@@ -57,15 +58,15 @@ def _known(name: str, context: dict[str, Any]) -> list[tuple[str, Any, str, bool
 
 
 def _count(value: Any) -> int:
-    return len(value[0]) if isinstance(value, tuple | list) else len(value)  # pyright: ignore[reportUnknownArgumentType]
+    return len(cast(Sequence[Any], value)[0] if isinstance(value, tuple | list) else value)
 
 
 def _repeat(value: Any, what: str, halves: int, images: int) -> Any:
     """Repeat the rows of a tensor, or of each in a tuple. Returns the same object if there is nothing to do."""
     if isinstance(value, tuple | list):
-        tensors: list[Any] = [_repeat(tensor, what, halves, images) for tensor in value]  # pyright: ignore[reportUnknownVariableType]
-        changed = any(new is not old for new, old in zip(tensors, value, strict=True))  # pyright: ignore[reportUnknownArgumentType]
-        return tuple(tensors) if changed else value  # pyright: ignore[reportUnknownVariableType]
+        tensors = cast(Sequence[Any], value)
+        repeated = tuple(_repeat(tensor, what, halves, images) for tensor in tensors)
+        return value if all(map(is_, repeated, tensors)) else repeated  # pyright: ignore[reportUnknownVariableType]
     if not isinstance(value, Tensor) or (len(value), images) == (halves, 1):
         return value
     match len(value), halves:

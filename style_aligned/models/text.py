@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -86,5 +87,5 @@ def stack(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
 
 
 def _encode(model: Model, text: str) -> TextEmbedding:
-    encoded = model.clip_text_encoder(text)
+    encoded: Any = model.clip_text_encoder(text)
     return TextEmbedding(*(encoded if isinstance(encoded, tuple) else (encoded,)))

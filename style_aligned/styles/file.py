@@ -203,7 +203,7 @@ def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         found = settings["format"]
     except (KeyError, TypeError, ValueError, RecursionError):
         raise StyleError(f"expected {path} to be a style file, got one without a style's settings") from None
-    if found not in FORMATS or isinstance(found, bool):
+    if isinstance(found, bool) or found not in FORMATS:
         formats = " or ".join(map(str, FORMATS))
         raise StyleError(f"expected {path} to have format {formats}, got {show(found)}")
     allowed = {"format", "sha256", *SETTINGS} - (DEFAULTS.keys() if found == 1 else set[str]())

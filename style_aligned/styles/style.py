@@ -155,10 +155,10 @@ class Style:
             num_inference_steps=num_inference_steps, condition_scale=condition_scale, options=options,
             keywords=keywords,
         )  # fmt: skip
-        steps, guidance, size = (settings[name] for name in ("num_inference_steps", "condition_scale", "size"))
+        steps, guidance, shape = (settings[name] for name in ("num_inference_steps", "condition_scale", "size"))
         with exclusive_use(model):
             check_model(model, settings["options"])
-            noise = sample_noise(model, seed, size) if noise is None else check_noise(noise, size)
+            noise = sample_noise(model, seed, shape) if noise is None else check_noise(noise, shape)
             solver = make_solver(model, steps)
             noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
             return cls(
@@ -396,7 +396,9 @@ class Style:
         text = TextEmbedding(**tensors)
         if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
             text = text.conditional
-        trajectory = ReferenceTrajectory(settings["num_inference_steps"], latents.split(1), preview=preview)
+        trajectory = ReferenceTrajectory(
+            settings["num_inference_steps"], list(torch.tensor_split(latents, len(latents))), preview=preview
+        )
         return cls(**settings, text=text, trajectory=trajectory, weights=weights)
 
     @classmethod

@@ -15,6 +15,7 @@ from PIL import Image
 from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.files import write_png
 from style_aligned.models.mini import Mini, known_styles, load_mini
+from style_aligned.sampling.generation import generate
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error, contents, error_lines, read_image
 

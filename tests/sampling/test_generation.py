@@ -28,7 +28,7 @@ PROMPTS = ["a dog, neon sign", "a rocket", "a cat, ink", "fox", "dog"]
 def make_style(model: Any, **options: Any) -> Style:
     return Style.from_prompt(
         model, "a fox, neon sign", negative_prompt="ink", num_inference_steps=STEPS, condition_scale=3.0, size=SIZE,
-        **{"share_group_norm": False, **options},
+        options={"share_group_norm": False, **options},
     ).complete()  # fmt: skip
 
 

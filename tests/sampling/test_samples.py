@@ -21,6 +21,15 @@ def make_style(model: Mini, **options: Any) -> Style:
     return Style.from_prompt(model, "a fox, ink", num_inference_steps=1, size=(64, 64), **options)
 
 
+def count_rows(model: Mini, rows: list[int]) -> Any:
+    """Write down how many rows go through the U-Net at a time."""
+
+    def hook(_: Any, arguments: Any, output: Any) -> None:
+        rows.append(len(arguments[0]))
+
+    return model.unet.register_forward_hook(hook)
+
+
 class Drawing:
     """Draws plain images, and counts."""
 
@@ -69,7 +78,7 @@ def test_what_nothing_holds_is_not_kept() -> None:
 def test_iterating_twice_takes_no_pass(model: Mini) -> None:
     passes: list[int] = []
     samples = generate(model, make_style(model), PROMPTS)
-    handle = model.unet.register_forward_hook(lambda *_: passes.append(1))
+    handle = count_rows(model, passes)
     first = list(samples)
     count = len(passes)
     assert [id(sample) for sample in samples] == [id(sample) for sample in first]
@@ -150,7 +159,7 @@ def test_progress(model: Mini, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_guidance_that_is_off(model: Mini) -> None:
     rows: list[int] = []
-    handle = model.unet.register_forward_hook(lambda _, arguments, output: rows.append(len(arguments[0])))
+    handle = count_rows(model, rows)
     latents: list[Any] = []
     for guidance in (0, 1):
         style = make_style(model, condition_scale=guidance)

@@ -1,7 +1,7 @@
 """What an exception, another thread or another adapter leaves in a model does not reach the next images."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def draw(model: Mini, style: Style, **arguments: Any) -> Tensor:
 
 
 @contextmanager
-def stop(layers: Iterator[fl.Module], kind: Callable[[str], BaseException], at: int) -> Iterator[None]:
+def stop(layers: Iterator[fl.Module], kind: Callable[[str], BaseException], at: int) -> Generator[None, None, None]:
     """Raise an exception before the nth call of some layers, once."""
     calls = 0
 
@@ -81,9 +81,13 @@ def test_after_an_exception_in_a_loop_of_the_user(model: Mini) -> None:
     assert torch.equal(draw(model, style, aligned=False), expected)
 
 
+def out_of_mps_memory(text: str) -> RuntimeError:
+    return RuntimeError(f"MPS backend out of memory: {text}")
+
+
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError, MemoryError, lambda text: RuntimeError(f"MPS backend out of memory: {text}")],
+    [torch.OutOfMemoryError, MemoryError, out_of_mps_memory],
     ids=["cuda", "python", "mps"],
 )
 def test_out_of_memory_halves_the_batch(model: Mini, error: Any) -> None:
@@ -91,7 +95,11 @@ def test_out_of_memory_halves_the_batch(model: Mini, error: Any) -> None:
     prompts = [*PROMPTS, "a rocket"]
     expected = [sample.latents for sample in generate(model, style, prompts, batch_size=1)]
     rows: list[int] = []
-    handle = model.unet.register_forward_hook(lambda _, arguments, output: rows.append(len(arguments[0])))
+
+    def write_down(_: Any, arguments: Any, output: Any) -> None:
+        rows.append(len(arguments[0]))
+
+    handle = model.unet.register_forward_hook(write_down)
     # the reference goes through all of them once, then the first batch gets half of the way
     at = sum(1 for _ in model.unet.layers(fl.SelfAttention)) * 3 // 2
     with (
