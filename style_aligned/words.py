@@ -29,14 +29,14 @@ def show(value: Any, length: int = 80) -> str:
         >>> show("a fox"), show(3), show(re.compile("a"))
         ("'a fox'", '3', 'a Pattern')
     """
-    kind = type(value)
-    if value is None or issubclass(kind, bool | int | float | str | bytes | list | tuple | dict):
+    name = type(value).__name__
+    if isinstance(value, str) or value is None or name in ("bool", "int", "float", "bytes", "list", "tuple", "dict"):
         try:
-            text = repr(value[:length] if issubclass(kind, str) else value)
+            text = repr(value[:length] if isinstance(value, str) else value)
         except Exception:  # of what it holds, or an integer of too many digits
             text = ""
         if 0 < len(text) <= length + 2 and "\n" not in text:
             return text
-        if issubclass(kind, str | int) and text:
+        if text and name in ("str", "int"):
             return f"{text[: length - 1]}…"
-    return f"{'an' if kind.__name__[0] in 'AEIOUaeiou' else 'a'} {kind.__name__}"
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

@@ -88,4 +88,5 @@ def stack(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
 
 def _encode(model: Model, text: str) -> TextEmbedding:
     encoded: Any = model.clip_text_encoder(text)
-    return TextEmbedding(*(encoded if isinstance(encoded, tuple) else (encoded,)))
+    tensors: tuple[Tensor, ...] = encoded if isinstance(encoded, tuple) else (encoded,)
+    return TextEmbedding(*tensors)

@@ -366,3 +366,19 @@ def test_stable_diffusion_1() -> None:
     )
     expected = in_one_batch(model, {})
     assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=3)), expected[1:]) < 1e-4
+
+
+def test_targets_of_another_size_than_their_reference(model: Mini) -> None:
+    style = Style.from_prompt(model, "a fox, ink", num_inference_steps=1, size=(64, 64))
+    samples = generate(model, style, PROMPTS, size=(64, 128))
+    assert {sample.image.size for sample in samples} == {(128, 64)}
+    assert samples[0].settings["size"] == "128x64"
+    assert samples[0].settings["reference_size"] == "64x64"
+    unaligned = generate(model, style, PROMPTS, size=(64, 128), aligned=False)
+    assert relative_error(latents(samples), latents(unaligned)) > 1e-3
+    plain = generate(model, style.with_(strength=0.0), PROMPTS, size=(64, 128))
+    assert relative_error(latents(plain), latents(unaligned)) < 1e-5
+    with pytest.raises(ValueError, match="expected a size of multiples of 8, at least 64"):
+        generate(model, style, PROMPTS, size=(64, 100))
+    with pytest.raises(ValueError, match=r"expected noise of shape \(1, 4, 8, 16\), got \(1, 4, 8, 8\)"):
+        generate(model, style, PROMPTS[:1], size=(64, 128), noise=torch.zeros(1, 4, 8, 8))
