@@ -209,8 +209,8 @@ def test_the_model_is_left_as_it_was(model: Mini) -> None:
         ({"noise": torch.zeros(2, 4, 8, 8)}, r"expected noise of shape \(5, 4, 8, 8\), got \(2, 4, 8, 8\)"),
         ({"noise": torch.full((5, 4, 8, 8), torch.nan)}, "expected noise to be finite, got NaN or infinity"),
         ({"seeds": [1, 2, -3, 4, 5]}, r"expected seeds between 0 and 2\*\*63 - 1, got -3"),
-        ({"batch_size": 0}, "expected batch_size to be at least 1, got 0"),
-        ({"chunk_size": -1}, "expected chunk_size to be at least 1, got -1"),
+        ({"batch_size": 0}, "expected batch_size to be an integer of at least 1, got 0"),
+        ({"chunk_size": -1}, "expected chunk_size to be an integer of at least 1, got -1"),
     ],
 )
 def test_wrong_arguments(model: Mini, arguments: dict[str, Any], message: str) -> None:

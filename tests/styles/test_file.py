@@ -141,7 +141,7 @@ def test_a_rewritten_style_is_one(model: Mini, style: Style, tmp_path: Path) -> 
         ({"extra": 1}, "got others: extra"),
         ({"num_inference_steps": 99}, r"expected latents of shape \[100, 4, 8, 16\]"),
         ({"num_inference_steps": 3.0}, "expected num_inference_steps to be an integer or None, got 3.0"),
-        ({"num_inference_steps": 1001}, "expected num_inference_steps to be between 1 and 1000, got 1001"),
+        ({"num_inference_steps": 1001}, "expected num_inference_steps to be an integer between 1 and 1000, got 1001"),
         ({"prompt": "a" * 32_769}, "expected prompts of at most 32768 characters, got one of 32769"),
         ({"prompt": 5}, "expected a prompt with at least one word, got 5"),
         ({"negative_prompt": 5}, "expected negative_prompt to be a text, got 5"),

@@ -120,7 +120,7 @@ def test_an_overflow_is_no_style(model: Mini) -> None:
             {"size": (8192, 8192), "num_inference_steps": 64},
             "expected at most 268435456 elements in the latents of all steps, got 272629760 with 64 steps of a size of",
         ),
-        ({"num_inference_steps": 0}, "expected num_inference_steps to be between 1 and 1000, got 0"),
+        ({"num_inference_steps": 0}, "expected num_inference_steps to be an integer between 1 and 1000, got 0"),
         (
             {"condition_scale": float("nan")},
             "expected condition_scale to be a finite number between -10000 and 10000, got nan",
