@@ -2,7 +2,6 @@
 
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -53,7 +52,7 @@ def install() -> None:
 
 
 class _Finder(MetaPathFinder, Loader):
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
         package, _, rest = fullname.partition(".")
         first, _, inner = rest.partition(".")
         if package != PACKAGE or first not in MODULES:

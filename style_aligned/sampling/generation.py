@@ -27,6 +27,9 @@ from style_aligned.words import show
 OF_A_REFERENCE = ("reference", "reference_seed", "options", "method", "picture")
 """Settings that do not matter to unaligned images."""
 
+OnLatents = Callable[[Sequence[int], Sequence[Tensor]], None]
+"""What is called after a step of some images, with their indices and their latents."""
+
 
 def generate(
     model: Model,
@@ -42,6 +45,7 @@ def generate(
     bank_device: Device | str | None = None,
     force: bool = False,
     on_step: Callable[[int], None] | None = None,
+    on_latents: OnLatents | None = None,
     progress: bool = False,
 ) -> Samples:
     """Generate images in a style, one for each prompt.
@@ -69,6 +73,8 @@ def generate(
             in half precision.
         force: Whether to let the style of other weights pass, if its reference has done all of its steps.
         on_step: Called as steps get done, with the number of images that have done one, the reference among them.
+        on_latents: Called after a step of some images, with their indices among the prompts and what the latents are
+            then, each of shape `(1, 4, height, width)`: noisy ones, but for the last step.
         progress: Whether to show a bar.
 
     Returns:
@@ -112,6 +118,7 @@ def generate(
         # fails now, if there is no such device
         bank_device=None if bank_device is None else torch.empty(0, device=bank_device).device,
         on_step=on_step,
+        on_latents=on_latents,
         progress=progress,
     )
     for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
@@ -134,6 +141,7 @@ class _Run:
     batch_size: int
     bank_device: Device | None
     on_step: Callable[[int], None] | None
+    on_latents: OnLatents | None
     progress: bool
 
     def draw(self, chunk: range) -> Iterator[Sample]:
@@ -169,15 +177,20 @@ class _Run:
                             if style.advance(model, solver, step):
                                 on_step(1)
                         with adapter.replay(bank):
-                            self.take_step(trajectories, texts, step, on_step)
+                            self.take_step(chunk, trajectories, texts, step, on_step)
                     bank.clear()  # before images take their memory
             else:
                 for step in solver.inference_steps:
-                    self.take_step(trajectories, texts, step, on_step)
+                    self.take_step(chunk, trajectories, texts, step, on_step)
             return [trajectory.latents for trajectory in trajectories], self.describe()
 
     def take_step(
-        self, trajectories: list[Trajectory], texts: Sequence[TextEmbedding], step: int, on_step: Callable[[int], None]
+        self,
+        chunk: range,
+        trajectories: list[Trajectory],
+        texts: Sequence[TextEmbedding],
+        step: int,
+        on_step: Callable[[int], None],
     ) -> None:
         """Do one step of all images, a micro-batch at a time: a smaller one, if there is not enough memory."""
         start = 0
@@ -201,6 +214,8 @@ class _Run:
             else:
                 start += count
                 on_step(count)
+                if self.on_latents is not None:
+                    self.on_latents(chunk[batch], [trajectory.latents for trajectory in trajectories[batch]])
 
     def halve_batch(self, size: int) -> None:
         reset(self.model)

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,24 @@ def test_samples_come_in_order_and_tell_what_they_are(model: Mini) -> None:
     assert [sample.seed for sample in samples] == [1, 2, 3, 4, 5]
     assert all(sample.image.size == (64, 64) for sample in samples)
     assert steps == [2, 2] * STEPS + [1] * STEPS
+
+
+def test_latents_are_shown_as_they_come_along(model: Mini) -> None:
+    shown: dict[int, list[Tensor]] = {index: [] for index in range(len(PROMPTS))}
+    calls: list[list[int]] = []
+
+    def show(indices: Sequence[int], latents: Sequence[Tensor]) -> None:
+        calls.append(list(indices))
+        for index, own in zip(indices, latents, strict=True):
+            shown[index].append(own.clone())
+
+    samples = generate(model, make_style(model), PROMPTS, batch_size=2, chunk_size=4, on_latents=show)
+    final = [sample.latents for sample in samples]
+    assert calls == [[0, 1], [2, 3]] * STEPS + [[4]] * STEPS
+    for index, own in enumerate(final):
+        assert torch.equal(shown[index][-1], own)
+        distances = [float((each - own).norm()) for each in shown[index]]
+        assert distances == sorted(distances, reverse=True)
 
 
 def test_the_model_is_left_as_it_was(model: Mini) -> None:
