@@ -2,6 +2,11 @@
 
     python -m scripts.train_mini --output RUN
 
+    python -m scripts.train_mini --output RUN --initial WEIGHTS --learning-rate 3e-4 --steps 10000
+
+goes on from weights that were trained before, such as the package's, with a schedule of its own. Put the autoencoder
+of those weights into RUN/export first: it is then not trained again, and latents keep their meaning.
+
 Every stage goes on from its last checkpoint in the output folder, so the same command resumes an interrupted run. At
 the end RUN/export holds the weights as the package carries them.
 
