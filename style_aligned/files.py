@@ -39,6 +39,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: If that is not possible, as on a full disk. It names the file, and no part of it is left then.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:

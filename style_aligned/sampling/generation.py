@@ -1,7 +1,7 @@
 """Sets of any size that follow a style, at flat memory."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, device as Device
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.adapter.reference_bank import ReferenceBank
 from style_aligned.models.denoising import take_step
+from style_aligned.models.devices import find_device
 from style_aligned.models.model import Model, check_is_model, describe_model
 from style_aligned.models.solvers import Trajectory, check_latents, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
@@ -86,7 +87,6 @@ def generate(
             the model has self-attention guidance or is adapted already, or, once it is at it, if latents overflow.
         TypeError: If the first argument is no model, a prompt is no text, a seed or a size no integer, or the noise no
             tensor of a floating type.
-        RuntimeError: If there is no `bank_device` of that name.
 
     Example:
         ```py
@@ -115,8 +115,7 @@ def generate(
         size=size,
         aligned=aligned,
         batch_size=batch_size,
-        # fails now, if there is no such device
-        bank_device=None if bank_device is None else torch.empty(0, device=bank_device).device,
+        bank_device=None if bank_device is None else find_device(bank_device, "bank_device"),
         on_step=on_step,
         on_latents=on_latents,
         progress=progress,
@@ -268,6 +267,8 @@ def _check_prompts(prompts: Any) -> list[str]:
 
 
 def _check_seeds(seeds: Sequence[int] | None, reference: int, count: int) -> list[int]:
+    if seeds is not None and (isinstance(seeds, str) or not isinstance(seeds, Iterable)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected a sequence of seeds, one for each prompt, got {show(seeds)}")
     checked = list(range(reference + 1, reference + 1 + count) if seeds is None else seeds)
     if len(checked) != count:
         raise ValueError(f"expected a seed for each of {count} prompts, got {len(checked)}")

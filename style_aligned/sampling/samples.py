@@ -103,7 +103,9 @@ class Samples(SequenceOfSamples):
     def __getitem__(self, index: int | slice) -> "Sample | list[Sample]":
         if isinstance(index, slice):
             return SampleList(self[each] for each in range(*index.indices(self._count)))
-        position = range(self._count)[index]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"expected the index of one of {self._count} images, got {index}")
+        position = index % self._count
         if position not in self._drawn:
             start = position - position % self._chunk_size
             chunk = range(start, min(start + self._chunk_size, self._count))

@@ -238,6 +238,14 @@ def test_wrong_arguments(model: Mini, arguments: dict[str, Any], message: str) -
         generate(model, style, arguments.pop("prompts", PROMPTS), **arguments)  # at once, not at the first image
 
 
+def test_what_is_no_sequence(model: Mini) -> None:
+    for seeds in (1, "12345"):
+        with pytest.raises(TypeError, match=f"expected a sequence of seeds, one for each prompt, got {seeds!r}"):
+            generate(model, make_style(model), PROMPTS, seeds=seeds)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(IndexError, match="expected the index of one of 5 images, got 5"):
+        generate(model, make_style(model), PROMPTS)[5]
+
+
 def test_self_attention_guidance_is_refused(fresh_mini: Mini) -> None:
     style = make_style(fresh_mini)
     fresh_mini.set_self_attention_guidance(enable=True)
@@ -280,7 +288,7 @@ def test_what_is_compared_has_the_styles_solver(model: Mini) -> None:
 
 
 def test_a_bank_device_that_is_none(model: Mini) -> None:
-    with pytest.raises(RuntimeError, match="toaster"):
+    with pytest.raises(ValueError, match=r"expected bank_device to be auto, cpu, .* got 'toaster'"):
         generate(model, make_style(model), ["a cat"], bank_device="toaster")
 
 

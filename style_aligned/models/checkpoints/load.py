@@ -13,6 +13,8 @@ from style_aligned.models.checkpoints.files import MemoryMaps
 from style_aligned.models.checkpoints.other_autoencoder import with_autoencoder
 from style_aligned.models.checkpoints.plan import MODEL_PARTS, Weight, make_plan
 from style_aligned.models.checkpoints.sources import Checkpoint, open_checkpoint
+from style_aligned.models.devices import find_device
+from style_aligned.words import show
 
 MODEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -52,7 +54,7 @@ def load_model(
 
     Raises:
         CheckpointError: If that cannot be loaded, naming the file and the first tensor at fault.
-        ValueError: For another type or device, or for the schedule of the embedded model.
+        ValueError: For another type, a device that is not there, or the schedule of the embedded model.
 
     Example:
         ```py
@@ -62,8 +64,10 @@ def load_model(
         assert str(mini.unet.dtype) == "torch.bfloat16"
         ```
     """
+    if not isinstance(name_or_path, str | Path) or not str(name_or_path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CheckpointError(f"expected the name or the path of a model, such as 'mini', got {show(name_or_path)}")
     is_mini = str(name_or_path) == "mini"
-    device = _find_device(device)
+    device = find_device(device)
     dtype = _find_dtype(dtype, device, is_mini)
     schedule = {
         "timestep_spacing": timestep_spacing,
@@ -81,14 +85,6 @@ def load_model(
     if vae is not None:
         checkpoint = with_autoencoder(checkpoint, vae, prefer_half=prefer_half)
     return load_checkpoint(checkpoint, device=device, dtype=dtype)
-
-
-def _find_device(device: Device | str) -> Device:
-    if device != "auto":
-        return Device(device)
-    if torch.cuda.is_available():
-        return Device("cuda")
-    return Device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def _find_dtype(dtype: DType | str, device: Device, is_mini: bool) -> DType:

@@ -18,6 +18,7 @@ from style_aligned.models.checkpoints import CheckpointError, load_model, time_i
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.solver import SourceDDIM
 from style_aligned.models.finite import NonFiniteError
+from style_aligned.models.mini import Mini
 from tests.models.checkpoints.narrow import SCHEDULER_CONFIG
 from tests.models.checkpoints.pipelines import diffusers
 from tests.models.checkpoints.test_parts import error, random
@@ -147,19 +148,23 @@ def test_another_type(folder: Path) -> None:
         load_model(folder, dtype=torch.int8)
 
 
-def test_mini_is_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = StableDiffusion_XL.__new__(StableDiffusion_XL)
-    asked: list[object] = []
+def test_mini_is_the_embedded_model() -> None:
+    model = load_model("mini", dtype=torch.bfloat16)
+    assert isinstance(model, Mini)
+    assert (model.device, model.unet.dtype) == (torch.device("cpu"), torch.bfloat16)
 
-    def load_mini(*, device: object, dtype: torch.dtype) -> StableDiffusion_XL:
-        asked.extend([device, dtype])
-        return model
 
-    mini = types.ModuleType("style_aligned.models.mini")
-    mini.__dict__["load_mini"] = load_mini
-    monkeypatch.setitem(sys.modules, "style_aligned.models.mini", mini)
-    assert load_model("mini", dtype=torch.bfloat16) is model
-    assert asked == [torch.device("cpu"), torch.bfloat16]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "expected device to be auto, cpu, cuda, cuda:1, mps or xpu, got 'gpu'"),
+        ({"device": "cuda:99"}, "expected a device that is there, got 'cuda:99'"),
+        ({"name_or_path": ""}, "expected the name or the path of a model, such as 'mini', got ''"),
+    ],
+)
+def test_what_is_no_device_or_no_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(**arguments)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 30, 50, 999])
