@@ -79,3 +79,10 @@ def test_the_examples_of_documents(document: str, tmp_path: Path, monkeypatch: p
         suffixes = [path.suffix for path in tmp_path.iterdir()]
         assert suffixes.count(".png") >= 2
         assert suffixes.count(".safetensors") >= 1
+
+
+def test_contributors_find_what_they_are_told_of() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`([\w./]+(?:/|\.\w+))`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if "/" in path and not (ROOT / path).exists()] == []
