@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -52,10 +53,12 @@ def _run(arguments: list[str]) -> int:
 
     from style_aligned.cli.app import app
 
-    try:
-        code = app(arguments, prog_name="style-aligned", standalone_mode=False)
-    except typer.Abort:
-        return INTERRUPTED
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(arguments, prog_name="style-aligned", standalone_mode=False)
+        except typer.Abort:
+            return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
@@ -100,9 +103,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
+_warned: set[str] = set()
+
+
 def warn(message: str) -> None:
     """Write a warning."""
+    _warned.add(message)
     print_line(f"warning: {message}")
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Write a warning of the library, if the command line has not said it before."""
+    if str(message) not in _warned:
+        warn(str(message))
 
 
 def print_line(message: str) -> None:

@@ -88,15 +88,10 @@ def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
             warn(f"{_count(len(long), 'prompt')} longer than {limit} words: the embedded model does not see the rest")
         return
 
-    import warnings
+    from style_aligned.models.checkpoints.prompts import describe_prompts
 
-    from style_aligned.models.checkpoints import warn_about_long_prompts
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said here, in one line for all of them
-        cuts = [cut for cut in warn_about_long_prompts(model, texts) if cut]
-    if cuts:
-        warn(f"{_count(len(cuts), 'prompt')} too long: the model does not see the end, such as {cuts[0][:80]!r}")
+    for message in describe_prompts(model, texts):
+        warn(message)
 
 
 def warn_about_size(model: Model, size: tuple[int, int]) -> None:

@@ -23,8 +23,9 @@ from style_aligned.evaluation.palette import set_palette_distance
 from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_ratio
 from style_aligned.models.denoising import take_step
 from style_aligned.models.family import MINI, family_of
+from style_aligned.models.finite import check_latents, decode_image
 from style_aligned.models.model import Model
-from style_aligned.models.solvers import Trajectory, check_latents, make_solver, sample_noise
+from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import embed
 
@@ -248,9 +249,12 @@ def draw_images(
                 if on_step is not None:
                     on_step()
         for image, name in zip(images, names, strict=True):
-            check_latents(image.latents, name)
+            check_latents(image.latents, name, model.unet)
         with low_precision():
-            pictures = [model.lda.latents_to_image(image.latents) for image in images]
+            pictures = [
+                decode_image(model.lda, image.latents, f"the image of {name!r}")
+                for image, name in zip(images, names, strict=True)
+            ]
     return [pictures[start : start + set_size] for start in range(0, len(pictures), set_size)]
 
 

@@ -53,6 +53,20 @@ def check_finite(values: Tensor, part: Part, module: fl.Module, what: str) -> No
     raise NonFiniteError(f"{what} overflowed to NaN or infinity in the {name} ({dtype}): {remedy}")
 
 
+def check_latents(latents: Tensor, prompt: str, unet: fl.Chain) -> None:
+    """Check that latents have not overflowed.
+
+    Args:
+        latents: The latents.
+        prompt: What they show.
+        unet: The U-Net that they come from.
+
+    Raises:
+        NonFiniteError: If they have.
+    """
+    check_finite(latents, "unet", unet, f"the latents of {prompt!r}")
+
+
 @torch.no_grad()
 def decode_image(lda: LatentDiffusionAutoencoder, latents: Tensor, what: str) -> Image.Image:
     """Decode latents to an image, which is never black for want of numbers.

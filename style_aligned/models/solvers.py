@@ -1,5 +1,6 @@
 """Solvers as the model's own, for any number of steps, and the latents that they take from noise to an image."""
 
+import warnings
 from copy import copy, deepcopy
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Generator, Tensor
 
 from style_aligned.models.family import latents_shape
 from style_aligned.models.model import Model
+
+MAX_SIGNAL = 0.0125
+"""How much more of a picture's variance the first timestep can have than the last of training, without a warning."""
 
 
 def describe_solver(solver: Solver) -> dict[str, Any]:
@@ -53,6 +57,24 @@ def make_solver(model: Model, num_inference_steps: int) -> Solver:
             f" {first} of 0 to {total - 1} instead of from noise"
         )
     return solver
+
+
+def warn_about_first_timestep(solver: Solver) -> None:
+    """Warn about steps that start far from where training ended, from noise that the model takes for half a picture.
+
+    Args:
+        solver: The solver.
+    """
+    first, last = int(solver.timesteps[0]), len(solver.cumulative_scale_factors) - 1
+    signal = solver.cumulative_scale_factors.square()[[min(first, last), last]]
+    if float(signal[0] - signal[1]) > MAX_SIGNAL:
+        count = solver.num_inference_steps
+        warnings.warn(
+            f"{count} {'step' if count == 1 else 'steps'} of {type(solver).__name__} start at timestep {first} of"
+            f" {last}, where {float(signal[0]):.0%} of a picture is there already, but from pure noise: take more"
+            " steps, or timestep_spacing='trailing' for a model of few steps",
+            stacklevel=3,
+        )
 
 
 def sample_noise(model: Model, seed: int, size: tuple[int, int]) -> Float[Tensor, "1 4 height width"]:
@@ -106,23 +128,6 @@ class Trajectory:
         latents = other.solver(self.latents, predicted_noise=predicted_noise, step=step, generator=other.generator)
         other.latents = latents.to(dtype=self.latents.dtype)  # solvers in float32, such as LCM's, may have raised it
         return other
-
-
-def check_latents(latents: Tensor, prompt: str) -> None:
-    """Check that latents have not overflowed.
-
-    Args:
-        latents: The latents.
-        prompt: What they show.
-
-    Raises:
-        ValueError: If they have.
-    """
-    if not latents.isfinite().all():
-        raise ValueError(
-            f"the latents of {prompt!r} overflowed to NaN or infinity: expected a scale, a shift and a guidance that"
-            " the model's precision can hold"
-        )
 
 
 def _copy(solver: Solver) -> Solver:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, device as Device, dtype as DType
 
+from style_aligned.models.finite import check_finite
 from style_aligned.models.model import Model
 
 
@@ -88,5 +89,7 @@ def stack(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
 
 def _encode(model: Model, text: str) -> TextEmbedding:
     encoded: Any = model.clip_text_encoder(text)
-    tensors: tuple[Tensor, ...] = encoded if isinstance(encoded, tuple) else (encoded,)
+    tensors = cast(tuple[Tensor, ...], encoded) if isinstance(encoded, tuple) else (cast(Tensor, encoded),)
+    for tensor in tensors:
+        check_finite(tensor, "clip_text_encoder", model.clip_text_encoder, f"the text embeddings of {text!r}")
     return TextEmbedding(*tensors)

@@ -12,10 +12,12 @@ from torch import Tensor, device as Device
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.adapter.reference_bank import ReferenceBank
+from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.denoising import take_step
 from style_aligned.models.devices import find_device
+from style_aligned.models.finite import check_latents, decode_image
 from style_aligned.models.model import Model, check_is_model, describe_model
-from style_aligned.models.solvers import Trajectory, check_latents, make_solver, sample_noise
+from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import SETTINGS, check_seed
@@ -123,6 +125,7 @@ def generate(
     for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         SETTINGS[name].check(number)
     style.check(model, force=force)
+    warn_about_prompts(model, prompts)
     return Samples(len(prompts), chunk_size, run.draw, of=f"{show(style.prompt, 40)}")
 
 
@@ -148,9 +151,9 @@ class _Run:
         drawn, settings = self.draw_latents(chunk)
         for index in chunk:
             latents = drawn.pop(0)
-            check_latents(latents, self.prompts[index])
+            check_latents(latents, self.prompts[index], self.model.unet)
             with exclusive_use(self.model):
-                image = self.model.lda.latents_to_image(latents)
+                image = decode_image(self.model.lda, latents, f"the image of {show(self.prompts[index])}")
             yield Sample(self.prompts[index], self.seeds[index], latents, image, settings)
             del image, latents
 

@@ -15,8 +15,10 @@ from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
+from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.denoising import predict_noise
 from style_aligned.models.family import family_of, latents_shape
+from style_aligned.models.finite import decode_image
 from style_aligned.models.model import (
     Model,
     check_is_model,
@@ -28,7 +30,13 @@ from style_aligned.models.model import (
     sample_weights,
     tensor_bytes,
 )
-from style_aligned.models.solvers import Trajectory, describe_solver, make_solver, sample_noise
+from style_aligned.models.solvers import (
+    Trajectory,
+    describe_solver,
+    make_solver,
+    sample_noise,
+    warn_about_first_timestep,
+)
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import STYLE_OPTIONS, split_options
@@ -160,6 +168,8 @@ class Style:
             check_model(model, settings["options"])
             noise = sample_noise(model, seed, shape) if noise is None else check_noise(noise, shape)
             solver = make_solver(model, steps)
+            warn_about_first_timestep(solver)
+            warn_about_prompts(model, [prompt, negative_prompt])
             noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
             return cls(
                 **settings,
@@ -359,7 +369,8 @@ class Style:
         model = self._own_model() if model is None else model
         self.complete(model)
         with exclusive_use(model):
-            return model.lda.latents_to_image(self.trajectory.latents[-1].to(device=model.device, dtype=model.dtype))
+            latents = self.trajectory.latents[-1].to(device=model.device, dtype=model.dtype)
+            return decode_image(model.lda, latents, f"the image of {self.prompt!r}")
 
     def save(self, path: str | Path) -> None:
         """Write the style to a safetensors file: the same bytes for the same style. Steps that are left are done first.

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from style_aligned.models.finite import check_latents
 from style_aligned.models.model import Model
-from style_aligned.models.solvers import Trajectory, check_latents
+from style_aligned.models.solvers import Trajectory
 
 
 class ReferenceTrajectory:
@@ -91,7 +92,8 @@ class ReferenceTrajectory:
         if step < self.steps_done or self.state is None:
             return False
         state = self.state.after(predicted_noise, step)
-        check_latents(state.latents, prompt)
+        if self.model is not None:
+            check_latents(state.latents, prompt, self.model.unet)
         self.state = state
         self.latents.append(state.latents)
         return True

@@ -3,7 +3,7 @@
 from style_aligned.models.checkpoints.convert import Conversion, convert_checkpoint
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.load import load_model
-from style_aligned.models.checkpoints.prompts import warn_about_long_prompts
+from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.checkpoints.solver import SourceDDIM
 from style_aligned.models.denoising import time_ids
 
@@ -14,5 +14,5 @@ __all__ = [
     "convert_checkpoint",
     "load_model",
     "time_ids",
-    "warn_about_long_prompts",
+    "warn_about_prompts",
 ]

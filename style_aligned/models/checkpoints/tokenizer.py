@@ -180,7 +180,7 @@ def find_tokenizer(text_encoder: fl.Chain) -> ExactCLIPTokenizer | None:
     if (place := text_encoder.find(TextToTokens)) is not None:
         return place.tokenizer
     found = text_encoder.find(CLIPTokenizer)
-    return None if found is None else exact_tokenizer(found)
+    return exact_tokenizer(found) if type(found) is CLIPTokenizer else None
 
 
 def _note_first_end(end_of_text_index: list[int], tokens: Int[Tensor, "texts sequence_length"]) -> None:

@@ -1,4 +1,5 @@
 import gc
+import re
 import subprocess
 import sys
 import types
@@ -14,7 +15,8 @@ from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
 from refiners.foundationals.latent_diffusion.solvers import DDIM, Solver
 
-from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_long_prompts
+from style_aligned.models.checkpoints import CheckpointError, load_model, time_ids, warn_about_prompts
+from style_aligned.models.checkpoints.prompts import describe_prompts, long_prompts
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.solver import SourceDDIM
 from style_aligned.models.finite import NonFiniteError
@@ -226,15 +228,34 @@ def test_long_prompts(folder: Path) -> None:
     long = "Word " * 70 + "one two  three FOUR five, 'tis the END"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert warn_about_long_prompts(model, ["A fox", "word " * 75]) == ["", ""]
+        warn_about_prompts(model, ["A fox", "word " * 75])
+    assert long_prompts(model, ["A fox", "word " * 75, long, "café 🦊 " * 5, "score_9 " * 25 + "末尾…"]) == [
+        "", "", ", 'tis the END", "", "末尾…",
+    ]  # fmt: skip
     message = r"the prompt 'Word .+…' is longer than 77 tokens; the model does not see its end: \", 'tis the END\""
     with pytest.warns(UserWarning, match=message):
-        assert warn_about_long_prompts(model, ["A fox", long]) == ["", ", 'tis the END"]
+        warn_about_prompts(model, ["A fox", long])
     tokenizer = model.clip_text_encoder.ensure_find(CLIPTokenizer)
     assert torch.equal(tokenizer(long), tokenizer(long.replace(", 'tis the END", "; but something else")))
     assert not torch.equal(tokenizer(long), tokenizer(long.replace("five", "six")))
 
 
+def test_the_syntax_of_other_programs(folder: Path) -> None:
+    model = load_model(folder)
+    for prompt, found in [
+        ("a (red:1.3) fox", "(red:1.3)"), ("a ((red)) fox", "((red))"), ("a [red] fox", "[red]"),
+        ("a [red:blue:0.5] fox", "[red:blue:0.5]"), ("a fox BREAK a cat", "BREAK"), ("a fox AND a cat", "AND"),
+        ("a fox <lora:ink:0.8>", "<lora:ink:0.8>"), ("embedding:ink, a fox", "embedding:ink,"),
+        ("a {red|blue} fox", "{red|blue}"),
+    ]:  # fmt: skip
+        with pytest.warns(UserWarning, match=re.escape(f"is read word for word: {found!r} has no special")) as caught:
+            warn_about_prompts(model, ["a fox", prompt, prompt, "a (blue:1.2) cat"])
+        assert len(caught) == 1
+    plain = ["saber (fate), at 10:30", r"a \(red:1.3\) fox", "SANDY BREAKFAST AND", "a fox: 3.5 < 4 > 2", "a <3 fox"]
+    assert describe_prompts(model, plain) == []
+
+
 def test_a_model_without_that_tokenizer_warns_of_nothing() -> None:
     model = types.SimpleNamespace(clip_text_encoder=fl.Chain())
-    assert warn_about_long_prompts.__wrapped__(model, ["x " * 100]) == [""]  # pyright: ignore
+    assert long_prompts.__wrapped__(model, ["x " * 100]) == [""]  # pyright: ignore
+    assert describe_prompts.__wrapped__(model, ["(x:1.3) " * 100]) == []  # pyright: ignore

@@ -16,7 +16,7 @@ from refiners.foundationals.clip.text_encoder import CLIPTextEncoderL
 from refiners.foundationals.clip.tokenizer import CLIPTokenizer
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.text_encoder import TextEncoderWithPooling
 
-from style_aligned.models.checkpoints import load_model, warn_about_long_prompts
+from style_aligned.models.checkpoints import load_model
 from style_aligned.models.checkpoints.tokenizer import ExactCLIPTokenizer, exact_tokenizer, find_tokenizer
 from tests.models.checkpoints.pipelines import make_tokenizer
 
@@ -155,10 +155,3 @@ def test_textual_inversion(folders: dict[str, Path]) -> None:
     assert tokenizer.encode("<my-loaf>s gardn").tolist() == [49406, 49408, 338, 49409, 49407]
     extender.eject()
     assert torch.equal(holder[0]([plain, fox]), before)
-
-
-def test_long_prompts_are_told_with_what_is_cut(folders: dict[str, Path]) -> None:
-    model = load_model(folders["1"])
-    with pytest.warns(UserWarning, match=r"is longer than 77 tokens; the model does not see its end: '末尾…'"):
-        cuts = warn_about_long_prompts(model, ["café 🦊 " * 5, "score_9 " * 25 + "末尾…"])
-    assert cuts == ["", "末尾…"]

@@ -115,9 +115,8 @@ def expected_outputs(pipeline: Any, kind: str, state: State, scale: float = 1.0)
         try:
             pipeline.set_adapters("ink", scale)
             x, timestep = random(2, 4, 8, 16), torch.tensor([481])
-            embedded = pipeline.encode_prompt("a fox", "cpu", 1, True, "ink") if kind == "1" else pipeline.encode_prompt(
-                "a fox", device="cpu", negative_prompt="ink"
-            )  # fmt: skip
+            more = {"num_images_per_prompt": 1, "do_classifier_free_guidance": True} if kind == "1" else {}
+            embedded = pipeline.encode_prompt("a fox", device="cpu", negative_prompt="ink", **more)
             text = torch.cat([embedded[1], embedded[0]])
             added: dict[str, Tensor] = {}
             if kind == "xl":
