@@ -213,6 +213,41 @@ SETTINGS: dict[str, Option] = {
 }
 """The settings of a run that are numbers, by name. None means what the model's family recommends."""
 
+INVERSION: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option(
+            2.0,
+            "Strength of the guidance while a picture is inverted.",
+            minimum=-1e4,
+            maximum=1e4,
+            name="inversion_scale",
+        ),
+        Option(5, "How many of the noisiest latents of an inversion to skip.", minimum=0.0, name="offset", kind=int),
+        Option(
+            0,
+            "Fixed-point iterations of each step of an inversion.",
+            minimum=0.0,
+            maximum=100.0,
+            name="iterations",
+            kind=int,
+        ),
+        Option(False, "Take other noise for each step.", name="fresh_noise", kind=bool),
+    )
+}
+"""How a picture is brought to its trajectory, by name."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "google-transfer": {"condition_scale": 10.0, "share_group_norm": True, "scale": 1.0, "shift": math.log(2)},
+    "google-famous": {"condition_scale": 10.0, "share_group_norm": True, "scale": 0.5, "shift": 0.0},
+}
+"""Settings of Google's notebooks for styles from pictures, by name.
+
+A picture is no likely output of the model, so that targets attend to it too little: `google-transfer` has it count
+twice, and guides more strongly. A famous picture is known to the model by heart, and targets would copy it:
+`google-famous` halves its keys.
+"""
+
 WITH_FULL_ATTENTION_SHARE = {"strength": 1, "share_attention": True, "adain_values": False, "scale": 1, "shift": 0}
 """The values that others must have beside `full_attention_share`."""
 

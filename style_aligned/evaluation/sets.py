@@ -24,14 +24,11 @@ from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootst
 from style_aligned.models.denoising import take_step
 from style_aligned.models.family import MINI, family_of
 from style_aligned.models.finite import check_latents, decode_image
+from style_aligned.models.mini.names import name_thing
 from style_aligned.models.model import Model
 from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import embed
-
-UNCOUNTED = frozenset(
-    ("cherries", "corn", "fire", "fries", "glasses", "grapes", "headphones", "lightning", "scissors")
-)  # concepts that take no article
 
 
 @dataclass(frozen=True)
@@ -156,19 +153,6 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """Give all of it as plain numbers and texts, such as JSON takes."""
         return asdict(self)
-
-
-def name_thing(concept: str) -> str:
-    """Put an article before the name of a concept, where it takes one.
-
-    Example:
-        >>> [name_thing(concept) for concept in ("fox", "owl", "unicorn", "hourglass", "scissors")]
-        ['a fox', 'an owl', 'a unicorn', 'an hourglass', 'scissors']
-    """
-    if concept in UNCOUNTED:
-        return concept
-    vowel = (concept[0] in "aeiou" and not concept.startswith("uni")) or concept.startswith("hour")
-    return f"{'an' if vowel else 'a'} {concept}"
 
 
 def draw_prompts(

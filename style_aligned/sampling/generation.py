@@ -27,7 +27,7 @@ from style_aligned.styles.file import check_size
 from style_aligned.styles.style import Style, check_noise
 from style_aligned.words import show
 
-OF_A_REFERENCE = ("reference", "reference_seed", "options", "method", "picture")
+OF_A_REFERENCE = ("reference", "reference_seed", "options", "method", "picture", "details")
 """Settings that do not matter to unaligned images."""
 
 OnLatents = Callable[[Sequence[int], Sequence[Tensor]], None]

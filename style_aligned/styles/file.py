@@ -32,9 +32,9 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 METHODS = ("prompt", "noise", "ddim")
 SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size", "options", "solver", "model",
-    "method", "picture",
+    "method", "picture", "details",
 )  # fmt: skip
-DEFAULTS = {"method": "prompt", "picture": None}  # a file says it only if it is something else
+DEFAULTS: dict[str, Any] = {"method": "prompt", "picture": None, "details": {}}  # said only if another
 
 
 class StyleError(ValueError):
@@ -128,9 +128,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["options"], dict):
         raise TypeError(f"expected options by name, got {show(settings['options'])}")
     check_options(cast(dict[str, Any], settings["options"]), STYLE_OPTIONS)
-    method, picture = (settings.get(name, default) for name, default in DEFAULTS.items())
-    if method not in METHODS or not (picture is None or isinstance(picture, str)):
-        raise ValueError(f"expected a method among {', '.join(METHODS)} and a picture's digest, got {show(method)}")
+    method, picture, details = (settings.get(name, default) for name, default in DEFAULTS.items())
+    if method not in METHODS or isinstance(picture, str) != (method != "prompt") or not isinstance(details, dict):
+        raise ValueError(
+            f"expected a method among {', '.join(METHODS)}, the digest of a picture for all but the first, and details"
+            f" by name, got {show(method)}, {show(picture)} and {show(details)}"
+        )
 
 
 def check_size(size: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from refiners.foundationals.latent_diffusion.solvers import Solver
-from torch import Tensor
+from torch import Generator, Tensor
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.models.checkpoints.prompts import warn_about_prompts
@@ -30,6 +30,7 @@ from style_aligned.models.model import (
     sample_weights,
     tensor_bytes,
 )
+<<<<<<< HEAD
 from style_aligned.models.solvers import (
     Trajectory,
     describe_solver,
@@ -37,10 +38,24 @@ from style_aligned.models.solvers import (
     sample_noise,
     warn_about_first_timestep,
 )
+=======
+from style_aligned.models.solvers import Trajectory, check_latents, describe_solver, make_solver, sample_noise
+>>>>>>> 1c3e0d9 (make styles from pictures)
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import TextEmbedding, embed
-from style_aligned.options import STYLE_OPTIONS, split_options
-from style_aligned.styles.file import PREVIEW, SETTINGS, StyleError, check_settings, read_style_file, write_style_file
+from style_aligned.options import INVERSION, PRESETS, STYLE_OPTIONS, split_options
+from style_aligned.styles.captions import Captioner, caption_picture
+from style_aligned.styles.file import (
+    METHODS,
+    PREVIEW,
+    SETTINGS,
+    StyleError,
+    check_settings,
+    read_style_file,
+    write_style_file,
+)
+from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
+from style_aligned.styles.picture import Fit, digest_picture, fit_picture, open_picture
 from style_aligned.styles.trajectory import ReferenceTrajectory
 from style_aligned.words import show
 
@@ -58,6 +73,7 @@ FIXED = {
     "model": "the latents of the reference are those of its own model",
     "method": "the reference was made by it",
     "picture": "the reference was made from it",
+    "details": "the reference was made by them",
     "text": "it is the embedding of the reference's prompt",
     "trajectory": "it is the reference itself",
 }
@@ -87,6 +103,8 @@ class Style:
         trajectory: The latents of the reference.
         method: How the reference was made: `"prompt"`, or from a picture.
         picture: The SHA-256 of the picture's pixels. None for styles from prompts.
+        details: How the picture was brought to its trajectory, by the names of the arguments of `from_image`, and the
+            `residual` of its fixed-point iterations. Empty for styles from prompts.
         weights: Samples of the model's weights, by which it is known in another precision. None for styles of files
             that have none.
     """
@@ -104,6 +122,7 @@ class Style:
     trajectory: ReferenceTrajectory
     method: str = "prompt"
     picture: str | None = None
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: Float[Tensor, " weights"] | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -177,6 +196,141 @@ class Style:
                 model=describe_model(model),
                 text=embed(model, prompt, None if guidance in GUIDANCE_OFF else negative_prompt),
                 trajectory=ReferenceTrajectory.start(steps, Trajectory(model, solver, seed, noise), model),
+                weights=sample_weights(model),
+            )
+
+    @classmethod
+    def from_image(
+        cls,
+        model: Model,
+        image: str | Path | Image.Image,
+        prompt: str | None = None,
+        *,
+        method: str = "noise",
+        negative_prompt: str = "",
+        seed: int = 0,
+        noise: Float[Tensor, "1 4 height width"] | None = None,
+        num_inference_steps: int | None = None,
+        condition_scale: float | int | None = None,
+        inversion_scale: float | int = 2.0,
+        offset: int = 5,
+        iterations: int = 0,
+        fresh_noise: bool = False,
+        size: tuple[int, int] | None = None,
+        fit: Fit = "crop",
+        captioner: Captioner | str | Path | None = None,
+        like: str | None = None,
+        on_step: Callable[[int], None] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **keywords: Any,
+    ) -> "Style":
+        """Make a style from a picture.
+
+        What is done to the picture is said in a warning: parts that are cut off, transparent parts put on white, and so
+        on.
+
+        Args:
+            model: The model, with the solver to use.
+            image: The picture, or the path of its file.
+            prompt: What the picture shows and in which style, as in "a castle, watercolor". None has a captioner write
+                it, which is said in a warning.
+            method: `"noise"` noises the picture to every step, which takes no pass of the U-Net. `"ddim"` inverts it,
+                as Google's code does, which takes a pass for each step.
+            negative_prompt: The prompt to guide away from.
+            seed: The seed of the noise.
+            noise: The noise itself, in place of what the seed gives. For `"noise"` only.
+            num_inference_steps: The number of steps. None means what is recommended for the model.
+            condition_scale: The strength of the classifier-free guidance of the targets: 0 or 1 turns it off. None
+                means what is recommended for the model.
+            inversion_scale: The strength of the guidance while the picture is inverted.
+            offset: How many of the noisiest latents of an inversion to skip: they are not quite noise.
+            iterations: The number of fixed-point iterations of each step of an inversion.
+            fresh_noise: Whether `"noise"` takes other noise for each step.
+            size: The height and width of the reference in pixels. None means what the model was trained for, or with
+                `fit="fit"` a size of the picture's shape.
+            fit: How the picture is brought to that size: `"crop"` takes its middle, `"pad"` puts all of it on white,
+                `"fit"` takes all of it at a size of its own shape, and `"stretch"` changes its shape, as Google's
+                notebook does.
+            captioner: What writes a prompt: a function of a PIL image, or the name or folder of a model. None means the
+                classifier of the embedded model, and BLIP for others.
+            like: The name of settings of others: `"google-transfer"` or `"google-famous"`. What is given beside it
+                takes precedence.
+            on_step: Called after each step of an inversion, with 1.
+            options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], by name.
+            keywords: The same options, as keywords. Those that are not given are as recommended for the model.
+
+        Raises:
+            TypeError: If the first argument is no model, or a setting is not of its type.
+            ValueError: If the picture cannot be read, a setting is out of its range, or the model cannot be aligned.
+            FileNotFoundError: If there is no such picture.
+            ModuleNotFoundError: If there is no prompt, and nothing to write one is installed.
+
+        Example:
+            ```py
+            from PIL import Image
+
+            from style_aligned import Style, generate, load_model
+
+            model = load_model()
+            picture = Image.new("RGB", (256, 256), "orange")
+            style = Style.from_image(model, picture, "a pumpkin, pixel art", num_inference_steps=2)
+            (image,) = generate(model, style, ["a mushroom, pixel art"])
+            ```
+        """
+        check_is_model(model)
+        if method not in METHODS[1:]:
+            raise ValueError(f"expected method to be one of {', '.join(METHODS[1:])}, got {show(method)}")
+        opened, notes = open_picture(image)
+        fitted, fit_notes = fit_picture(opened, size, family_of(model).default_size, fit)
+        notes += fit_notes
+        settings = complete_settings(
+            model, "Style.from_image", prompt="-" if prompt is None else prompt, negative_prompt=negative_prompt,
+            seed=seed, size=(fitted.height, fitted.width), num_inference_steps=num_inference_steps,
+            condition_scale=condition_scale, like=like, options=options, keywords=keywords,
+        )  # fmt: skip
+        steps = settings["num_inference_steps"]
+        details: dict[str, Any] = {"fit": fit, "fresh_noise": fresh_noise}
+        if method == "ddim":
+            details = {"fit": fit, "inversion_scale": inversion_scale, "offset": offset, "iterations": iterations}
+        check_details(details, steps)
+        if prompt is None:
+            caption = caption_picture(opened, model, captioner)
+            settings["prompt"] = caption.prompt
+            check_settings(settings)
+            notes.append(f"captioned {caption.prompt!r}")
+        if notes:
+            name = "the picture" if isinstance(image, Image.Image) else str(image)
+            warnings.warn(f"{name}: {', '.join(notes)}", stacklevel=2)
+        with exclusive_use(model):
+            check_model(model, settings["options"])
+            solver = make_solver(model, steps)
+            text = embed(model, settings["prompt"], negative_prompt)
+            latents = encode_picture(model, fitted)
+            if method == "noise":
+                generator = Generator().manual_seed(seed)
+                sampled = torch.randn(latents.shape, generator=generator)
+                noise = sampled if noise is None else check_noise(noise, settings["size"])
+                rows = add_noise(latents, solver, noise.detach(), fresh=generator if fresh_noise else None)
+            else:
+                rows, residual = invert(
+                    model, latents, solver, text, condition_scale=inversion_scale, iterations=iterations,
+                    on_step=on_step,
+                )  # fmt: skip
+                rows = with_offset(rows, offset)
+                if iterations > 0:
+                    details["residual"] = residual
+            check_latents(torch.cat(rows), settings["prompt"])
+            preview = fitted.copy()
+            preview.thumbnail((PREVIEW, PREVIEW))
+            return cls(
+                **settings,
+                solver=describe_solver(solver),
+                model=describe_model(model),
+                text=text.conditional if settings["condition_scale"] in GUIDANCE_OFF else text,
+                trajectory=ReferenceTrajectory(steps, rows, preview=preview),
+                method=method,
+                picture=digest_picture(opened),
+                details=details,
                 weights=sample_weights(model),
             )
 
@@ -311,7 +465,9 @@ class Style:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as they are shown, and written into images."""
-        from_picture = {} if self.method == "prompt" else {"method": self.method, "picture": self.picture}
+        from_picture: dict[str, Any] = {}
+        if self.method != "prompt":
+            from_picture = {"method": self.method, "picture": self.picture, "details": self.details}
         return {
             "reference": self.prompt,
             "reference_seed": self.seed,
@@ -499,6 +655,7 @@ def complete_settings(
     *,
     options: Mapping[str, Any] | None,
     keywords: Mapping[str, Any],
+    like: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Check the settings of a style that is to be made, and fill in what is recommended for its model.
@@ -508,13 +665,19 @@ def complete_settings(
         function: The name of the function that was given them, for errors.
         options: The options that were given by name.
         keywords: Those that were given as keywords.
+        like: The name of a preset, which takes precedence over what is recommended.
         settings: The other settings. None means what is recommended.
     """
     family = family_of(model)
+    if like is not None and like not in PRESETS:
+        raise ValueError(f"expected like to be one of {', '.join(PRESETS)}, got {show(like)}")
+    preset = PRESETS.get(like or "", {})
+    recommended = {**vars(family), "size": family.default_size, **preset}
     for name in ("num_inference_steps", "condition_scale", "size"):
         if settings[name] is None:
-            settings[name] = getattr(family, "default_size" if name == "size" else name)
-    settings["options"] = {**family.options, **split_options(keywords, options, function)}
+            settings[name] = recommended[name]
+    own = {name: value for name, value in preset.items() if name in STYLE_OPTIONS}
+    settings["options"] = {**family.options, **own, **split_options(keywords, options, function)}
     check_settings(settings)
     return {**settings, "size": tuple(settings["size"])}
 
@@ -538,6 +701,24 @@ def check_noise(noise: Any, size: tuple[int, int], images: int = 1) -> Tensor:
     if not noise.isfinite().all():
         raise ValueError("expected noise to be finite, got NaN or infinity")
     return noise
+
+
+def check_details(details: Mapping[str, Any], steps: int) -> None:
+    """Check how a picture is to be brought to its trajectory.
+
+    Args:
+        details: The settings for that, by name.
+        steps: The number of steps.
+
+    Raises:
+        TypeError: If one is not of its type.
+        ValueError: If one is out of its range.
+    """
+    for name, value in details.items():
+        if name in INVERSION:
+            INVERSION[name].check(value)
+    if not details.get("offset", 0) < steps:
+        raise ValueError(f"expected offset to be less than the number of steps, {steps}, got {details['offset']}")
 
 
 def _refusal(name: str, value: Any, own: Any) -> str:

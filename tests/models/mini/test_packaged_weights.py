@@ -12,10 +12,11 @@ from scripts.mini_training.export import main, save_signed, sign
 from scripts.report import DRAWINGS
 from style_aligned import Style, StyleAlignedAdapter, generate
 from style_aligned.evaluation.classifier import WEIGHTS as CLASSIFIER, load_classifier, read_classifier_file
-from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate, name_thing
+from style_aligned.evaluation.sets import SETTINGS, VARIANTS, evaluate
 from style_aligned.models.checkpoints import time_ids
 from style_aligned.models.mini import Mini, known_concepts, known_styles, load_mini
 from style_aligned.models.mini.model import FILES, WEIGHTS
+from style_aligned.models.mini.names import name_thing
 from style_aligned.models.solvers import sample_noise
 
 
