@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
@@ -121,40 +121,38 @@ def load_captioner(name_or_path: str | Path, *, device: str = "cpu") -> Captione
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoProcessor
+        import transformers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"a captioner needs transformers (pip install 'style-aligned[caption]'), or give a prompt: {error}",
             name=error.name,
         ) from None
-    name = str(name_or_path)
+    name, library = str(name_or_path), cast(Any, transformers)
     try:
-        config: Any = AutoConfig.from_pretrained(name)
-        processor: Any = AutoProcessor.from_pretrained(name)
-        network: Any = _model_class(config).from_pretrained(name)
+        config = library.AutoConfig.from_pretrained(name)
+        processor = library.AutoProcessor.from_pretrained(name)
+        network = _model_class(library, config).from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         sentence = str(error).strip().partition("\n")[0]
         raise ValueError(f"expected a captioner by name or folder, got {show(name)}: {sentence}") from None
     network = network.to(device).eval()
-    task = SIMPLE_TASK if "florence" in str(config.model_type).lower() else None
+    task = SIMPLE_TASK if "florence" in str(config.model_type).lower() else ""
 
     def write(image: Image.Image) -> str:
         given = {"text": task} if task else {}
-        inputs: Any = processor(images=image.convert("RGB"), return_tensors="pt", **given).to(device)
+        inputs = processor(images=image.convert("RGB"), return_tensors="pt", **given).to(device)
         with torch.no_grad():
-            tokens: Any = network.generate(**inputs, max_new_tokens=MAX_TOKENS)
-        text: str = processor.batch_decode(tokens, skip_special_tokens=True)[0]
-        return text.removeprefix(task or "").strip()
+            tokens = network.generate(**inputs, max_new_tokens=MAX_TOKENS)
+        text = str(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+        return text.removeprefix(task).strip()
 
     return write
 
 
-def _model_class(config: Any) -> Any:
+def _model_class(library: Any, config: Any) -> Any:
     """The class of a model that writes text about an image: the first that transformers has for its configuration."""
-    import transformers
-
     for name in ("AutoModelForImageTextToText", "AutoModelForVision2Seq"):
-        auto: Any = getattr(transformers, name, None)
+        auto = getattr(library, name, None)
         if auto is not None and type(config) in auto._model_mapping:
             return auto
     raise ValueError(f"a model of the kind {config.model_type!r} writes no captions")

@@ -155,7 +155,7 @@ def invert(
         for _ in range(iterations):
             predicted_noise = _to_noise(predict(following, step), following, target, solver)
             refined = _step(x, predicted_noise, source, target)
-            distance = float((refined - following).norm() / refined.norm())
+            distance = float(((refined - following).square().sum() / refined.square().sum()).sqrt())
             following = refined
         residual = max(residual, distance)
         x = following

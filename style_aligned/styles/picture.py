@@ -98,7 +98,8 @@ def fit_picture(
     notes: list[str] = []
     if image.size == (width, height):
         return image, notes
-    kept = min(image.width / width, image.height / height) * max(width / image.width, height / image.height)
+    factors = (width / image.width, height / image.height)
+    kept = min(factors) / max(factors)  # of the picture, where it covers all of the size
     match fit:
         case "crop":
             fitted = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
@@ -114,7 +115,7 @@ def fit_picture(
                 notes.append("stretched")
     if fit == "crop" and kept < 1 / EXTREME:
         notes[-1] += ', which leaves out most of it: fit="pad" or fit="fit" takes all of it'
-    if image.width < width or image.height < height:
+    if (min(factors) if fit == "pad" else max(factors)) > 1:
         notes.append(f"enlarged from {image.width}x{image.height} to {width}x{height}")
     return fitted, notes
 
