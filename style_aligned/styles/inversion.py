@@ -12,6 +12,7 @@ from refiners.foundationals.latent_diffusion.solvers import Euler, Solver
 from torch import Generator, Tensor
 
 from style_aligned.models.denoising import predict_noise_at
+from style_aligned.models.finite import check_finite
 from style_aligned.models.model import Model
 from style_aligned.models.text import TextEmbedding
 
@@ -64,7 +65,7 @@ def encode_picture(model: Model, image: Image.Image) -> Float[Tensor, "1 4 heigh
         The latents, in float32.
 
     Raises:
-        ValueError: If they overflow.
+        NonFiniteError: If they overflow.
     """
     lda, dtype = model.lda, model.lda.dtype
     assert dtype is not None
@@ -76,8 +77,7 @@ def encode_picture(model: Model, image: Image.Image) -> Float[Tensor, "1 4 heigh
     finally:
         if dtype != torch.float32:
             lda.to(dtype=dtype)
-    if not latents.isfinite().all():
-        raise ValueError("expected an autoencoder whose latents of a picture are finite, got NaN or infinity")
+    check_finite(latents, "lda", lda, "the latents of the picture")
     return latents
 
 

@@ -18,7 +18,7 @@ from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.denoising import predict_noise
 from style_aligned.models.family import family_of, latents_shape
-from style_aligned.models.finite import decode_image
+from style_aligned.models.finite import check_latents, decode_image
 from style_aligned.models.model import (
     Model,
     check_is_model,
@@ -30,7 +30,6 @@ from style_aligned.models.model import (
     sample_weights,
     tensor_bytes,
 )
-<<<<<<< HEAD
 from style_aligned.models.solvers import (
     Trajectory,
     describe_solver,
@@ -38,9 +37,6 @@ from style_aligned.models.solvers import (
     sample_noise,
     warn_about_first_timestep,
 )
-=======
-from style_aligned.models.solvers import Trajectory, check_latents, describe_solver, make_solver, sample_noise
->>>>>>> 1c3e0d9 (make styles from pictures)
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import INVERSION, PRESETS, STYLE_OPTIONS, split_options
@@ -304,6 +300,7 @@ class Style:
         with exclusive_use(model):
             check_model(model, settings["options"])
             solver = make_solver(model, steps)
+            warn_about_first_timestep(solver)
             text = embed(model, settings["prompt"], negative_prompt)
             latents = encode_picture(model, fitted)
             if method == "noise":
@@ -319,7 +316,7 @@ class Style:
                 rows = with_offset(rows, offset)
                 if iterations > 0:
                     details["residual"] = residual
-            check_latents(torch.cat(rows), settings["prompt"])
+            check_latents(torch.cat(rows), settings["prompt"], model.unet)
             preview = fitted.copy()
             preview.thumbnail((PREVIEW, PREVIEW))
             return cls(
