@@ -343,8 +343,8 @@ class Style:
 
     @property
     def latents(self) -> Float[Tensor, "steps 4 height width"]:
-        """The latents before each step, and after the last one, as far as these steps are done."""
-        return self.trajectory.stacked
+        """The latents before each step, and after the last one. Steps that are left are done first."""
+        return self.complete().trajectory.stacked
 
     @property
     def preview(self) -> Image.Image:
