@@ -42,6 +42,11 @@ def make_solver(model: Model, num_inference_steps: int) -> Solver:
     name = type(model.solver).__name__
     if (device := torch.empty(0, device=model.device).device) != model.solver.device:  # "cuda" is "cuda:0"
         raise ValueError(f"expected a solver on {device}, as the model, got {name} on {model.solver.device}")
+    trained, solved = (getattr(thing, "prediction_type", "epsilon") for thing in (model, model.solver))
+    if trained != solved:
+        raise ValueError(
+            f"expected a solver for a model that predicts {trained!r}, got {name}, which is for {solved!r}"
+        )
     try:
         solver = model.solver.rebuild(num_inference_steps=num_inference_steps, first_inference_step=0)
     except (AssertionError, TypeError, ValueError, IndexError) as error:

@@ -50,8 +50,8 @@ def read_autoencoder_config(path: Path) -> float | None:
         CheckpointError: For an autoencoder that Refiners does not have.
     """
     config = read_json(path)
-    for key in ("latents_mean", "latents_std"):
-        if config.get(key) is not None:
+    for key in ("latents_mean", "latents_std", "shift_factor"):
+        if config.get(key):
             raise CheckpointError(f"{path}: an autoencoder with {key}, which Refiners' has not")
     return check_encoder_scale(config.get("scaling_factor"), path)
 

@@ -39,7 +39,7 @@ def narrow(chain: fl.Chain, widths: dict[int, int], heads: dict[int, int] | None
             module.embedding_dim = module.weight.shape[1]
         elif isinstance(module, fl.Reshape):
             module.shape = tuple(widths.get(size, size) for size in module.shape)
-        elif isinstance(module, fl.ScaledDotProductAttention):
+        elif isinstance(module, fl.ScaledDotProductAttention | fl.Attention):
             module.num_heads = (heads or {}).get(module.num_heads, module.num_heads)
         elif isinstance(module, TextTimeEmbedding):
             module.time_ids_embedding_dim = 8
