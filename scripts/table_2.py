@@ -17,7 +17,7 @@ from rich.progress import track
 from style_aligned.evaluation.classifier import load_classifier
 from style_aligned.evaluation.metrics import METRICS, Evaluation, evaluate_folders
 from style_aligned.evaluation.sets import SETTINGS, SetOfPrompts, Setting, Variant, draw_images, draw_prompts
-from style_aligned.files import describe_image, is_damaged, numbered, slug, write_bytes, write_png
+from style_aligned.files import describe_image, is_whole_image, numbered, slug, write_bytes, write_png
 from style_aligned.models.checkpoints import load_model
 
 PROMPTS = Path(__file__).with_name("table_2_prompts.jsonl")
@@ -65,7 +65,7 @@ def missing_sets(sets: Sequence[SetOfPrompts], folder: Path) -> Iterator[tuple[S
     for number, one in enumerate(sets):
         inside = folder / numbered(number, len(sets), one.style)
         paths = [inside / f"{numbered(index, len(one.concepts), name)}.png" for index, name in enumerate(one.concepts)]
-        if any(is_damaged(path) for path in paths):
+        if not all(is_whole_image(path) for path in paths):
             yield one, paths
 
 

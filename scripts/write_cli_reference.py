@@ -1,4 +1,4 @@
-"""Write docs/command-line.md, or tell with --check whether it is current."""
+"""Write docs/command-line.md by walking the commands, or tell with --check whether it is current."""
 
 import sys
 from collections.abc import Iterator
@@ -6,63 +6,29 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from style_aligned.cli.app import app
+from style_aligned.cli.app import app, names
 
 PAGE = Path(__file__).parents[1] / "docs" / "command-line.md"
-COMMANDS = ("generate", "style make", "style show", "demo", "concepts", "convert", "evaluate")
-EXAMPLES = {
-    "generate": """
-Two images in the style of a fox, beside what they would be without it:
+HEAD = """# The command line
 
-    style-aligned generate --reference "a fox, neon sign" \\
-        --prompt "a rocket, neon sign" --prompt "a guitar, neon sign" --compare --output neon
+<!-- written by scripts/write_cli_reference.py: change the help texts, then run it -->
 
-The folder then holds `000-a-rocket-neon-sign.png`, `001-a-guitar-neon-sign.png`, `reference.png`, the same images
-without the style in `unaligned/`, the contact sheet `sheet.png`, and `style.safetensors`, from which more images can be
-made in the same style. The prompt, the seed and all settings are in the text chunks of every image.
-
-Any number of prompts, for several styles; interrupted, the same command goes on from there:
-
-    style-aligned generate --style fox.safetensors --style lion.safetensors --prompts prompts.txt --output grid
-
-Up to 32 images (or a batch, if that is more) are on their way at a time, with the reference of a new set, and written
-once their steps are done: an interruption loses no more than those. An image depends in its last bits on what it shares
-a batch with. To go on with a run, keep its `--batch-size`.
-
-A line of a `.jsonl` file may give the seed of its image: `{"prompt": "a rocket, neon sign", "seed": 7}`.
-""",
-    "style make": """
-    style-aligned style make --reference "a fox, neon sign" --output fox.safetensors
-""",
-    "style show": """
-    style-aligned style show fox.safetensors --preview fox.png
-""",
-    "convert": """
-    style-aligned convert --from sd_xl_base_1.0.safetensors --to sdxl --half
-""",
-    "evaluate": """
-How alike the images of some folders are, and whether they show what their prompts say ([more](metrics.md)):
-
-    style-aligned evaluate neon ink --output figures.json --plot figures.png
-""",
-}
+`style-aligned` is also `python -m style_aligned`. Every error is one line on standard error, with exit code 2 (130
+after Ctrl-C). What a set's folder holds, and what each command does to it, is on [a page of its own](sets.md).
+`style-aligned --install-completion` completes commands and options in bash, zsh, fish and PowerShell.
+"""
 
 
 def page() -> str:
-    """Give the text of the page."""
+    """Return the text of the page."""
     return "\n".join(_parts()).rstrip() + "\n"
 
 
 def _parts() -> Iterator[str]:
-    yield "# The command line\n"
-    yield "<!-- written by scripts/write_cli_reference.py: change the help texts, then run it -->\n"
-    yield "Every error is one line on standard error, with exit code 2 (130 after Ctrl-C). What was finished is kept.\n"
+    yield HEAD
     yield f"    style-aligned --help\n\n```\n{_help()}\n```\n"
-    for command in COMMANDS:
-        yield f"## {command}\n"
-        if command in EXAMPLES:
-            yield f"{EXAMPLES[command].strip(chr(10))}\n"
-        yield f"```\n{_help(*command.split())}\n```\n"
+    for command in names():
+        yield f"## {command}\n\n```\n{_help(command)}\n```\n"
 
 
 def _help(*command: str) -> str:

@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -19,9 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from style_aligned.words import words
 
-SLUG_LENGTH = 60  # characters
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xae\x42\x60\x82"
-BLOCK = 1 << 20  # bytes
+SLUG_LENGTH = 60  # bytes
 UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # what Pillow raises for files that are damaged, no image, or one of too many pixels
@@ -88,9 +86,7 @@ def write_png(path: Path, image: Image.Image, texts: Mapping[str, str] | None = 
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Read the text chunks of a PNG file that stand before its pixels, as `write_png` puts them.
-
-    Those with a wrong checksum too: by what they say, a damaged image is known as one to be made again.
+    """Read the text chunks of a PNG file.
 
     Args:
         path: The path of the file.
@@ -98,17 +94,13 @@ def read_texts(path: Path) -> dict[str, str]:
     Returns:
         The texts by keyword: none if the file is no PNG, or cannot be read.
     """
-    texts: dict[str, str] = {}
     try:
-        for name, content, _ in _read_chunks(path, until=b"IDAT"):
-            keyword, _, text = content.partition(b"\0")
-            if name == b"tEXt":  # of programs that have copied ours
-                texts[keyword.decode("latin-1")] = text.decode("latin-1")
-            elif name == b"iTXt" and text.startswith(b"\0\0") and text.count(b"\0") >= 4:  # not compressed
-                texts[keyword.decode("latin-1")] = text.split(b"\0", 4)[4].decode(errors="replace")
-    except OSError:
-        pass
-    return texts
+        with without_warnings(), Image.open(path, formats=["PNG"]) as image:
+            if "settings" not in image.info:
+                image.load()  # other programs may put them behind the pixels
+            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except UNREADABLE:
+        return {}
 
 
 def open_image(path: Path) -> Image.Image:
@@ -151,50 +143,6 @@ def without_warnings() -> Generator[None, None, None]:
         yield
 
 
-def is_cut_off(path: Path) -> bool:
-    """Tell whether a file is one that a machine left behind as it lost power.
-
-    That is one that is empty, a PNG without its end, or one that never reached the disk, all or the start of it, and
-    reads as zeros.
-
-    Args:
-        path: The path of the file.
-    """
-    with path.open("rb") as file:
-        start = file.read(len(PNG_START))
-        is_zero = not start.strip(b"\0")
-        if not is_zero and start != PNG_START:
-            return PNG_START.startswith(start)
-        file.seek(max(0, file.seek(0, 2) - len(PNG_END)))
-        if file.read() == PNG_END:
-            return is_zero
-        file.seek(0)
-        if is_zero:
-            return not any(block.strip(b"\0") for block in iter(lambda: file.read(BLOCK), b""))
-        return PNG_END not in file.read()  # other programs may write something behind the end
-
-
-def is_damaged(path: Path) -> bool:
-    """Tell whether a file is no PNG, or one that is not as it was written.
-
-    Its checksums tell that: nothing is decoded.
-
-    Args:
-        path: The path of the file.
-    """
-    names: set[bytes] = set()
-    try:
-        for name, _, is_right in _read_chunks(path):
-            if not is_right:
-                return True
-            names.add(name)
-            if name == b"IEND":
-                break
-    except OSError:
-        return True
-    return not {b"IHDR", b"IDAT", b"IEND"} <= names
-
-
 def describe_picture(kind: str) -> dict[str, str]:
     """Put what a picture of many images is into texts for its file, by which it is known later.
 
@@ -208,13 +156,13 @@ def describe_picture(kind: str) -> dict[str, str]:
 
 
 def is_replaceable(path: Path, kind: str) -> bool:
-    """Tell whether a picture may be written somewhere: nothing is there, or one of its kind, or a cut-off one.
+    """Return whether a picture may be written somewhere: nothing is there, or one of its kind.
 
     Args:
         path: The path of the file.
         kind: What it is, as given to `describe_picture`.
     """
-    return not path.exists() or is_cut_off(path) or read_texts(path).get("kind") == kind
+    return not path.exists() or read_texts(path).get("kind") == kind
 
 
 def describe_image(prompt: str, seed: int, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -252,32 +200,9 @@ def parse_settings(texts: Mapping[str, str]) -> dict[str, Any] | None:
     return cast(dict[str, Any], settings) if isinstance(settings, dict) else None
 
 
-def difference(texts: Mapping[str, str], expected: Mapping[str, str]) -> str | None:
-    """Tell in what an image on disk differs from the one that would be written there.
-
-    With which versions it was made does not matter.
-
-    Args:
-        texts: The text chunks of its file.
-        expected: What `describe_image` says of the image to be written.
-
-    Returns:
-        The first difference in words, or None if there is none.
-    """
-    if "settings" not in texts:
-        return "it holds no settings"
-    if parse_settings(texts) is None:
-        return "its settings are not a JSON object"
-    own, wanted = _flatten(texts), _flatten(expected)
-    for name in sorted(own.keys() | wanted.keys()):
-        if own.get(name) != wanted.get(name):
-            return f"it has {name}={own.get(name)!r}, not {wanted.get(name)!r}"
-    return None
-
-
 @cache
 def versions() -> dict[str, str]:
-    """Give the versions of what the pixels depend on."""
+    """Return the versions of what the pixels depend on."""
     found: dict[str, str] = {}
     for name in DISTRIBUTIONS:
         try:
@@ -309,7 +234,7 @@ def slug(text: str) -> str:
 
 
 def numbered(index: int, count: int, text: str) -> str:
-    """Give the name for one of several files, such that they sort in their order.
+    """Return the name for one of several files, such that they sort in their order.
 
     Args:
         index: Which one it is.
@@ -323,10 +248,6 @@ def numbered(index: int, count: int, text: str) -> str:
     return f"{index:0{max(3, len(str(count - 1)))}d}-{slug(text)}"
 
 
-def _flatten(texts: Mapping[str, str]) -> dict[str, Any]:
-    return {**(parse_settings(texts) or {}), "prompt": texts.get("prompt"), "seed": texts.get("seed")}
-
-
 def sync(file: BinaryIO) -> None:
     """Have a file written to the disk: a machine that loses power might keep its name, and not what is in it."""
     file.flush()
@@ -335,18 +256,3 @@ def sync(file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in UNSYNCED:  # what some network drives say
             raise
-
-
-def _read_chunks(path: Path, until: bytes | None = None) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Read the chunks of a PNG file, as far as they can be told: name, content, and whether the checksum is right."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        if file.read(len(PNG_START)) != PNG_START:
-            return
-        while len(head := file.read(8)) == 8 and head[4:].isalpha():
-            length, name = int.from_bytes(head[:4], "big"), head[4:]
-            if name == until:
-                return
-            content = file.read(min(size, length))  # a damaged length may be gigabytes
-            yield name, content, file.read(4) == zlib.crc32(content, zlib.crc32(name)).to_bytes(4, "big")

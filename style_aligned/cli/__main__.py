@@ -2,6 +2,6 @@
 
 import sys
 
-from style_aligned.cli.console import main
+from style_aligned.cli import main
 
 sys.exit(main())

@@ -5,15 +5,18 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 ERROR = 2  # exit codes
 INTERRUPTED = 130
 MESSAGE_LENGTH = 600  # characters
 STORAGE_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
-SPEED_PERIOD = 3600  # seconds; within rich's 30, a slow model does not make two steps, which it takes to tell a speed
+
+
+class Interrupted(Exception):  # noqa: N818
+    """An interruption that says what is kept. (Of a KeyboardInterrupt itself, typer keeps nothing but the code.)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,24 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         `STYLE_ALIGNED_DEBUG=1` to have the traceback instead.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    can_go_on = command == "generate"  # from what is there already, which the others do not
     if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
         reconfigure(errors="backslashreplace")  # names of files hold what a terminal may not be able to show
+    told = ""
     try:
         code = _run(arguments or ["--help"])
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Interrupted as interruption:
+        code, told = INTERRUPTED, f": {interruption}"
     except Exception as error:
         if os.environ.get("STYLE_ALIGNED_DEBUG"):
             raise
-        is_full = isinstance(error, OSError) and error.errno in STORAGE_IS_FULL
-        kept = "; what was finished is kept" if is_full and can_go_on else ""
-        print_line(f"error: {describe(error)}{kept}")
+        print_line(f"error: {describe(error)}")
         return ERROR
     if code == INTERRUPTED:
-        kept = ": what was finished is kept, and the same command goes on from there" if can_go_on else ""
-        print_line(f"interrupted{kept}")
+        print_line(f"interrupted{told}")
     return code
 
 
@@ -125,57 +126,3 @@ def print_line(message: str) -> None:
     with suppress(AttributeError, OSError):  # there is no standard error, or nobody reads it
         sys.stderr.write(f"style-aligned: {line.encode(errors='replace').decode()}\n")
         sys.stderr.flush()
-
-
-class Progress:
-    """How far a command is. Nothing is written if standard error is not a terminal."""
-
-    def __init__(self, images: int, steps: int) -> None:
-        """Initialize the Progress.
-
-        Args:
-            images: The number of images to come.
-            steps: The number of steps that they take together.
-        """
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._bar = Bar(
-            TextColumn("{task.description}", markup=False),  # prompts have brackets
-            BarColumn(),
-            TextColumn("{task.fields[images]}", markup=False),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            transient=True,
-            speed_estimate_period=SPEED_PERIOD,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=max(1, steps), images=f"0/{images} images" if images else "")
-        self._done, self._images = 0, images
-
-    @classmethod
-    @contextmanager
-    def show(cls, images: int, steps: int) -> Generator["Progress", None, None]:
-        """Show it for as long as the context lasts."""
-        progress = cls(images, steps)
-        with progress._bar:
-            yield progress
-
-    def describe(self, text: str) -> None:
-        """Say what is being done."""
-        self._bar.update(self._task, description=text)
-
-    def step(self, count: int = 1) -> None:
-        """Count steps that are done."""
-        self._bar.advance(self._task, count)
-
-    def image(self) -> None:
-        """Count an image that is done."""
-        self._done += 1
-        self._bar.update(self._task, images=f"{self._done}/{self._images} images")
-
-    def total(self, steps: int) -> None:
-        """Correct the number of steps to come."""
-        self._bar.update(self._task, total=max(1, steps))

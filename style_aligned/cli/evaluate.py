@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from style_aligned.cli import inputs, library
-from style_aligned.cli.console import Progress
+from style_aligned.cli.options import ModelOptions
+from style_aligned.cli.progress import Progress
 
 if TYPE_CHECKING:
     from style_aligned.evaluation.statistics import Interval
@@ -84,6 +85,8 @@ def evaluate(
 
     Without: on the embedded model. It draws aligned and unaligned sets, and a classifier that was trained on real
     drawings tells their style and their concept.
+
+    Example: style-aligned evaluate icons --metrics palette
     """
     inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
@@ -97,7 +100,7 @@ def evaluate(
     if not folders:
         names = {f"--{name}": value for name, value in {"metrics": metrics, "plot": plot, **models}.items()}
         inputs.reject(names, "without a FOLDER: they measure images that are there")
-        evaluate_model(lambda: library.load_model(model or "mini", device=device, dtype="float32"), output, **given)
+        evaluate_model(lambda: library.load_model(model or "mini", ModelOptions(device=device)), output, **given)
         return
     given.pop("batch_size", None)
     drawn = {f"--{name.replace('_', '-')}": value for name, value in given.items()}

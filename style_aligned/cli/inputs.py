@@ -1,45 +1,26 @@
 """What the user gives, checked before anything heavy is loaded or anything is written."""
 
-import json
 import math
 import os
 import re
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
 
 import typer
 
 MAX_SIDE = 8192  # pixels
 MAX_SEED = 2**32 - 1
-LINE_END = r"\r\n|\n|\r"  # not splitlines(): a prompt may hold one of Unicode's other line separators
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt, and the seed of its image if it has one of its own."""
-
-    text: str
-    seed: int | None = None
 
 
 def check_prompt(text: str, what: str) -> str:
-    """Check that a prompt can be drawn and written into a file.
-
-    Args:
-        text: The prompt.
-        what: Where it comes from.
-    """
+    """Return a prompt, if it can be drawn and written into a file."""
     if not text.strip():
         raise ValueError(f"expected {what} to have at least one word, got an empty one")
-    check_text(text, what)
-    return text
+    return check_text(text, what)
 
 
 def check_text(text: str, what: str) -> str:
-    """Check that a text, which may be empty, can be written into a file."""
+    """Return a text, which may be empty, if it can be written into a file."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -49,54 +30,33 @@ def check_text(text: str, what: str) -> str:
     return text
 
 
-def collect_prompts(prompts: Sequence[str], files: Sequence[str]) -> list[Prompt]:
-    """Collect the prompts: those given one by one, then those of files.
-
-    Args:
-        prompts: The prompts given one by one.
-        files: The paths of files, or `-` for standard input, which can be read once.
-    """
-    if files.count("-") > 1:
-        raise ValueError(f"expected --prompts - once at most, got it {files.count('-')} times")
-    collected = [Prompt(check_prompt(text, "--prompt")) for text in prompts]
-    for file in files:
-        collected += read_prompts(file)
-    if not collected:
-        raise ValueError("expected at least one --prompt, or --prompts with a file, got none")
-    return collected
-
-
-def read_prompts(file: str) -> list[Prompt]:
-    """Read prompts: one a line, or JSON objects with a `prompt` and maybe a `seed` if the name ends in `.jsonl`.
-
-    Blank lines are left out. On standard input, a first line that starts with a brace tells JSON.
-
-    Args:
-        file: The path of the file, or `-` for standard input.
-
-    Raises:
-        ValueError: If it is `.json`, is not UTF-8, has a bad line, which is named by its number, or has no prompts.
-    """
-    name = "standard input" if file == "-" else file
-    if Path(file).suffix.lower() == ".json":  # whose brackets would be prompts
-        raise ValueError(f"expected --prompts to be .jsonl, with a JSON object a line, or a text file, got {file}")
-    content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        content = error.object  # without a byte order mark, as is the place of the error
-        line = len(re.split(LINE_END.encode(), content[: error.start]))
-        raise ValueError(f"{name}, line {line}: expected UTF-8, got the byte 0x{content[error.start]:02x}") from None
-    lines = [(number, line.strip()) for number, line in enumerate(re.split(LINE_END, text), start=1)]
-    lines = [(number, line) for number, line in lines if line]
-    if not lines:
-        raise ValueError(f"{name}: expected at least one prompt, got an empty file")
-    is_json = Path(file).suffix.lower() in (".jsonl", ".ndjson") or (file == "-" and lines[0][1].startswith("{"))
-    return [_read_line(line, f"{name}, line {number}", is_json=is_json) for number, line in lines]
+def check_model_name(name: str | None) -> None:
+    """Check that the name of a model is no style file, which also ends in .safetensors."""
+    if name is None or not name.endswith(".safetensors") or not Path(name).is_file():
+        return
+    with Path(name).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(min(length, 1 << 16))
+    if b'"style_aligned"' in header:
+        raise ValueError(f"expected --model to be a model, got the style file {name}: give it as the first argument")
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read a size such as `256` or `1344x768` (width x height).
+    """Read the size of images to draw, such as `256` or `1344x768` (width x height).
+
+    Returns:
+        Height and width, as the library has them.
+    """
+    size = parse_pixels(text)
+    if size is not None and any(side % 8 != 0 or not 64 <= side <= MAX_SIDE for side in size):
+        raise ValueError(
+            f"expected --size to have multiples of 8 between 64 and {MAX_SIDE} as its sides, got {size[1]}x{size[0]}"
+        )
+    return size
+
+
+def parse_pixels(text: str | None) -> tuple[int, int] | None:
+    """Read any size such as `64` or `64x48` (width x height).
 
     Returns:
         Height and width, as the library has them.
@@ -104,15 +64,9 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text.strip().lower())
-    if match is None:
+    if match is None or int(match[1]) == 0 or match[2] == "0":
         raise ValueError(f"expected --size to be WIDTHxHEIGHT in pixels, such as 256 or 1344x768, got {text!r}")
-    width = int(match[1])
-    height = int(match[2] or width)
-    if any(side % 8 != 0 or not 64 <= side <= MAX_SIDE for side in (width, height)):
-        raise ValueError(
-            f"expected --size to have multiples of 8 between 64 and {MAX_SIDE} as its sides, got {width}x{height}"
-        )
-    return height, width
+    return int(match[2] or match[1]), int(match[1])
 
 
 def check_number(
@@ -129,15 +83,16 @@ def check_number(
 
 def check_device(device: str, option: str = "--device") -> None:
     """Check the name of a device, as far as that can be done without PyTorch."""
-    if re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", device) is None:
-        raise ValueError(f"expected {option} to be cpu, cuda, cuda:1, mps or xpu, got {device!r}")
+    if re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:\d{1,3})?", device) is None:
+        gpu = " (a GPU of NVIDIA or AMD is cuda, one of Apple mps)" if device.lower().startswith("gpu") else ""
+        raise ValueError(f"expected {option} to be auto, cpu, cuda, cuda:1, mps or xpu, got {device!r}{gpu}")
 
 
-def check_output_folder(folder: Path) -> None:
+def check_output_folder(folder: Path, option: str = "--output") -> None:
     """Check that files can be written in a folder, which may not exist yet."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"expected --output to be a folder, got the file {folder}")
-    _check_writable(folder, folder, "--output")
+        raise ValueError(f"expected {option} to be a folder, got the file {folder}")
+    _check_writable(folder, folder, option)
 
 
 def check_output_file(path: Path, option: str = "--output") -> None:
@@ -160,24 +115,6 @@ def _check_writable(output: Path, folder: Path, option: str) -> None:
         raise ValueError(f"expected {option} {output} to be in a folder, got the file {existing} on its way")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"expected {option} {output} to be writable, got the folder {existing} that is not")
-
-
-def _read_line(line: str, where: str, *, is_json: bool) -> Prompt:
-    if not is_json:
-        return Prompt(check_prompt(line, where))
-    try:
-        loaded: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        loaded = None
-    entry = cast(dict[str, Any], loaded) if isinstance(loaded, dict) else {}
-    if not isinstance(entry.get("prompt"), str):
-        raise ValueError(f'{where}: expected a JSON object such as {{"prompt": "a fox"}}, got {line[:80]!r}')
-    if unknown := sorted(set(entry) - {"prompt", "seed"}):
-        raise ValueError(f"{where}: expected no keys but prompt and seed, got {unknown[0]!r}")
-    seed = entry.get("seed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED):
-        raise ValueError(f"{where}: expected seed to be a whole number from 0 to {MAX_SEED}, got {seed!r}")
-    return Prompt(check_prompt(entry["prompt"], where), seed)
 
 
 def reject(given: Mapping[str, object], reason: str) -> None:

@@ -3,26 +3,38 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from style_aligned.cli import inputs
 from style_aligned.cli.console import warn
+from style_aligned.cli.options import ModelOptions
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from style_aligned.models.model import Model
 else:
-    Image = Model = Any  # annotations are evaluated, and these take seconds to import
+    Model = Any  # annotations are evaluated, and it takes seconds to import
 
 UNKNOWN_WORDS = 8  # to name
 
 
-def load_model(name: str, *, device: str, dtype: str) -> Model:
-    """Load a model by its name or path."""
-    import torch
+def load_model(name: str, options: ModelOptions, bank_device: str | None = None) -> Model:
+    """Load a model by its name or path.
 
+    Args:
+        name: The name.
+        options: Where it computes, and in which precision.
+        bank_device: Another device that has to be there.
+    """
     from style_aligned.models.checkpoints import load_model
 
-    check_available(device)
-    return load_model(name, device=device, dtype=getattr(torch, dtype))
+    for device in (options.device, bank_device):
+        if device not in (None, "auto"):
+            check_available(device)
+    inputs.check_model_name(name)
+    return load_model(name, device=options.device, dtype=options.dtype.value)
+
+
+def is_embedded(model: Model) -> bool:
+    """Return whether a model is the embedded one."""
+    return hasattr(getattr(model.clip_text_encoder, "tokenizer", None), "unknown_words")
 
 
 def check_available(device: str) -> None:
@@ -42,20 +54,6 @@ def check_available(device: str) -> None:
     if wanted.type != "cpu" and (wanted.index or 0) >= count:
         finds = f"{count} of them" if count else "none"
         raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds {finds}")
-
-
-def trained_size(model: Model) -> tuple[int, int]:
-    """Give the height and width that a model was trained for."""
-    from style_aligned.models.family import default_size
-
-    return default_size(model)
-
-
-def palette_distance(images: Sequence[Image]) -> float:
-    """Tell how far apart the colours of the images of a set are."""
-    from style_aligned.evaluation.palette import set_palette_distance
-
-    return set_palette_distance(images)
 
 
 def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:
@@ -101,10 +99,11 @@ def warn_about_size(model: Model, size: tuple[int, int]) -> None:
         model: The model.
         size: The height and width.
     """
-    trained = trained_size(model)
-    is_embedded = hasattr(getattr(model.clip_text_encoder, "tokenizer", None), "unknown_words")
+    from style_aligned.models.family import default_size
+
+    trained = default_size(model)
     area_ratio = size[0] * size[1] / (trained[0] * trained[1])
-    if size != trained if is_embedded else not 0.5 <= area_ratio <= 2:
+    if size != trained if is_embedded(model) else not 0.5 <= area_ratio <= 2:
         warn(
             f"the model was trained for images of about {trained[1]}x{trained[0]}:"
             f" at {size[1]}x{size[0]} objects may double or fall apart"

@@ -1,168 +1,460 @@
-"""What the commands do once their options are checked."""
+"""What the commands that draw do, once their options are checked."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from style_aligned.cli import drawing, existing, library, sets
-from style_aligned.cli.console import Progress, warn
-from style_aligned.cli.inputs import Prompt
-from style_aligned.cli.locking import sole_use
-from style_aligned.cli.overview import draw_overview
-from style_aligned.files import describe_picture, write_png
-from style_aligned.models.model import Model, describe_model, fingerprint
+from style_aligned.cli import inputs, library
+from style_aligned.cli.console import STORAGE_IS_FULL, Interrupted, warn
+from style_aligned.cli.options import (
+    DrawOptions,
+    ModelOptions,
+    PromptOptions,
+    ReferenceOptions,
+    ReportOptions,
+    resolve_model,
+    set_model_name,
+)
+from style_aligned.cli.progress import Progress
+from style_aligned.files import numbered
+from style_aligned.models.family import default_size
+from style_aligned.models.model import Model
+from style_aligned.sets import drawing
+from style_aligned.sets.create import check_same, new_set
+from style_aligned.sets.explore import explore as explore_in
+from style_aligned.sets.image_set import ImageSet, is_set, open_set, read_image_set, sole_use
+from style_aligned.sets.names import find_images
+from style_aligned.sets.needs import check_needs
+from style_aligned.sets.prompts import Prompt, collect_prompts
+from style_aligned.sets.records import SetError, SetImage
+from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
+from style_aligned.sets.sources import Source, find_source, find_style
+from style_aligned.sets.work import Artist, Done, How, Report
 from style_aligned.styles.style import Style
+
+SHEET = "sheet.png"
+
+
+@dataclass
+class _Job:
+    """One set of a run of `generate`."""
+
+    source: Source
+    folder: Path
+    style: Style | None = None
+    prompts: list[Prompt] = field(default_factory=list[Prompt])
 
 
 def generate(
     output: Path,
     *,
+    texts: Sequence[str],
     references: Sequence[str],
-    style_files: Sequence[Path],
-    prompts: Sequence[Prompt],
-    settings: sets.Settings,
-    load: Callable[[], Model],
-    model_name: str,
-    compare: bool,
-    batch_size: int,
-    bank_device: str | None,
-    force: bool,
+    styles: Sequence[str],
+    prompts: Sequence[str],
+    prompt_options: PromptOptions,
+    reference_options: ReferenceOptions,
+    options: Mapping[str, Any],
+    draw: DrawOptions,
+    model: ModelOptions,
+    report: ReportOptions,
 ) -> None:
-    """Make the images of one or more styles, and their contact sheet."""
-    sources = [sets.Source(prompt) for prompt in references]
-    for path in style_files:
-        style = Style.load(path)
-        sources.append(sets.Source(style.prompt, style, path.stem))
-    planned = sets.plan(output, sources, prompts, seed=settings.seed, compare=compare)
-    existing.check_places(output, planned)
-    if not force:
-        existing.check_existing(output, planned, settings)
-
-    if bank_device is not None:
-        library.check_available(bank_device)
-    model = load()
-    described = {**describe_model(model), "decoder": fingerprint(model.lda)}
-    drawn = [*references, *(prompt.text for prompt in prompts)]
-    library.warn_about_prompts(model, [text for text in [*drawn, settings.negative] if text])
-    size = settings.size or library.trained_size(model)
-    for size in dict.fromkeys(source.style.size if source.style is not None else size for source in sources):
-        library.warn_about_size(model, size)
-
-    # all styles before any image: what can be told without drawing is told at once
-    styles = [drawing.obtain_style(model, image_set, settings, force=force) for image_set in planned]
-    subtitle = _subtitle(model_name, styles)
-    with sole_use(output):
-        new, total = _draw(
-            model,
-            planned,
-            styles,
-            described,
-            steps=settings.steps,
-            batch_size=batch_size,
-            bank_device=bank_device,
-            force=force,
+    """Draw prompts in one or more styles, each of which has a set."""
+    sources, drawn = _find_sources(texts, references, styles)
+    drawn = [*drawn, *prompts]
+    if not drawn and not prompt_options.prompts:
+        raise ValueError(
+            "expected at least one prompt to draw in that style, got none (style-aligned style makes a style)"
         )
-        sheet = output / "sheet.png"
-        write_png(sheet, draw_overview(planned, subtitle), describe_picture(existing.SHEET))
-    if left_over := existing.find_left_over(output, planned):
-        are = "1 image of an earlier run is" if len(left_over) == 1 else f"{len(left_over)} images of earlier runs are"
-        warn(f"{are} still there, such as {left_over[0]}: not on the sheet")
-    already = f" ({total - new} were there already)" if new < total else ""
-    typer.echo(f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}")
+    if all(source.kind != "prompt" for source in sources):
+        reference_options.reject("beside a style that is there: it has its own")
+    jobs = [_Job(source, _folder(output, sources, index)) for index, source in enumerate(sources)]
+    for job in jobs:
+        prefix, suffix = _affixes(job, prompt_options)
+        job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
+        if job.source.path is not None:
+            job.style = Style.load(job.source.path)
+    settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
+    _check_folders(output, jobs)
+    name = resolve_model(model.model, *(known for job in jobs for known in _known_models(job)))
+    loaded = library.load_model(name, model, draw.bank_device)
+    library.warn_about_prompts(loaded, _all_texts(jobs, reference_options))
+
+    sets: list[ImageSet] = []
+    new, there = 0, 0
+    with Progress.show() as progress:
+        for job in jobs:
+            done, image_set, count = _generate(job, loaded, name, settings, prompt_options, draw, progress)
+            sets.append(image_set)
+            new, there = new + len(done.images), there + count
+    sheet = output / SHEET
+    if len(sets) > 1:
+        write_sheet(sets, sheet)
+    _report_drawn(output, sets, sheet, new, there, report)
 
 
-def _draw(
-    model: Model,
-    planned: Sequence[sets.ImageSet],
-    styles: list[Style],
-    described: Mapping[str, Any],
-    *,
-    steps: int,
-    batch_size: int,
-    bank_device: str | None,
-    force: bool,
-) -> tuple[int, int]:
-    """Make the images that are not there yet. Gives their number, and that of all images but the references.
-
-    The list of styles is used up: what a reference holds can be freed once its images are there.
-    """
-    pending: list[set[Path]] = []
-    for index, (image_set, style) in enumerate(zip(planned, styles, strict=True)):
-        if not style.is_complete:
-            if not existing.has_images(image_set):
-                pending.append(set(image_set.paths))
-                continue
-            with Progress.show(1, steps) as progress:  # only its trajectory tells whether they are of this run
-                progress.describe("reference")
-                style = drawing.finish_style(model, style, progress)
-            pending.append(existing.find_pending(image_set, style, described, force=force))
-            drawing.save_style(style, image_set)  # not beside images that were refused
-            styles[index] = style
-        else:
-            pending.append(existing.find_pending(image_set, style, described, force=force))
-    counts = [
-        drawing.count_work(image_set, paths, batch_size=batch_size) + (not style.is_complete)
-        for image_set, style, paths in zip(planned, styles, pending, strict=True)
-    ]
-    all_steps = sum(count * style.num_inference_steps for count, style in zip(counts, styles, strict=True))
-    with Progress.show(sum(counts), all_steps) as progress:
-        for image_set, paths in zip(planned, pending, strict=True):
-            drawing.make_images(
-                model,
-                styles.pop(0),
-                image_set,
-                paths,
-                described,
-                batch_size=batch_size,
-                bank_device=bank_device,
-                force=force,
-                progress=progress,
-            )
-    total = sum(len(image_set.aligned) + len(image_set.unaligned) for image_set in planned)
-    new = sum(len(paths - {image_set.reference}) for image_set, paths in zip(planned, pending, strict=True))
-    return new, total
+def add(
+    folder: Path,
+    texts: Sequence[str],
+    seed: int | None,
+    prompt_options: PromptOptions,
+    options: Mapping[str, Any],
+    draw: DrawOptions,
+    model: ModelOptions,
+    report: ReportOptions,
+) -> None:
+    """Add images to a set, and draw what it is missing."""
+    state = read_image_set(folder).state
+    given = {"prefix": prompt_options.prefix, "suffix": prompt_options.suffix}
+    affixes = {name: getattr(state, name) if value is None else value for name, value in given.items()}
+    prompts = collect_prompts(texts, prompt_options.prompts or (), **affixes)
+    with _busy_set(folder) as image_set, Progress.show() as progress:
+        name, loaded = _load_for(image_set, model, draw.bank_device)
+        library.warn_about_prompts(loaded, [prompt.text for prompt in prompts])
+        artist = _artist(image_set, loaded, draw, progress)
+        progress.describe("new images")
+        _check_needs(artist, loaded, image_set, len(prompts), draw)
+        plan = artist.plan(prompts, seed=seed, options=options)
+        _remember(image_set, name, prompt_options)
+        done = _draw_missing(artist, image_set)
+    _report_drawn(folder, [image_set], sheet_path(image_set), len(done.images), len(plan.there), report)
 
 
-def make_style(output: Path, reference: str, settings: sets.Settings, load: Callable[[], Model]) -> None:
+def reroll(
+    folder: Path,
+    names: Sequence[str],
+    seed: int | None,
+    count: int,
+    options: Mapping[str, Any],
+    draw: DrawOptions,
+    model: ModelOptions,
+    report: ReportOptions,
+) -> None:
+    """Draw images of a set again."""
+    find_images(read_image_set(folder).state.current, names)
+    with _busy_set(folder) as image_set, Progress.show() as progress:
+        images = find_images(image_set.state.current, names)
+        _, loaded = _load_for(image_set, model, draw.bank_device)
+        artist = _artist(image_set, loaded, draw, progress)
+        changed: list[SetImage] = []
+        for image in images:
+            progress.describe(image.name)
+            changed.append(artist.reroll(image, seed=seed, count=count, options=options or None))
+    kept = f", and {count - 1} more in {folder / 'replaced'}" if count > 1 else ""
+    shown = ", ".join(f"{image.name} has seed {image.drawing.seed}" for image in changed)
+    sheet = sheet_path(image_set)
+    _report(
+        _describe(folder, [image_set], sheet, drawn=changed), f"{shown}{kept}; all together: {sheet}", sheet, report
+    )
+
+
+def explore(
+    output: Path,
+    prompt: str,
+    count: int,
+    reference_options: ReferenceOptions,
+    options: Mapping[str, Any],
+    model: ModelOptions,
+    report: ReportOptions,
+) -> None:
+    """Draw candidates for a reference."""
+    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options)}
+    loaded = library.load_model(resolve_model(model.model), model)
+    library.warn_about_prompts(loaded, [prompt, *filter(None, [reference_options.negative])])
+    size = settings.get("size") or default_size(loaded)
+    library.warn_about_size(loaded, size)
+    with Progress.show() as progress:
+        progress.describe("candidates")
+        started = Report(start=progress.start, step=progress.step, image=progress.image, warn=warn)
+        paths = explore_in(loaded, output, prompt, settings, count=count, report=started)
+    sheet = output / SHEET
+    described = {"folder": str(output), "sheet": str(sheet), "styles": [str(path) for path in paths]}
+    first = paths[0].with_suffix("")
+    shown = f'{sheet}: next, style-aligned generate {first} "…" --output FOLDER, or any other than {first.name}'
+    _report(described, shown, sheet, report)
+
+
+def make_style(
+    output: Path, prompt: str, reference_options: ReferenceOptions, options: Mapping[str, Any], model: ModelOptions
+) -> None:
     """Make a style file."""
-    model = load()
-    library.warn_about_prompts(model, [text for text in (reference, settings.negative) if text])
-    library.warn_about_size(model, settings.size or library.trained_size(model))
-    with Progress.show(1, settings.steps) as progress:
+    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options), "prompt": prompt}
+    loaded = library.load_model(resolve_model(model.model), model)
+    library.warn_about_prompts(loaded, [prompt, *filter(None, [reference_options.negative])])
+    library.warn_about_size(loaded, settings.get("size") or default_size(loaded))
+    with Progress.show() as progress:
+        started = drawing.start_style(loaded, settings)
+        progress.start(1, started.num_inference_steps)
         progress.describe("reference")
-        style = drawing.finish_style(model, drawing.start_reference(model, reference, settings), progress)
+        style = started.complete(loaded, on_step=progress.step)
+        progress.image()
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
-    typer.echo(f'{output}: next, style-aligned generate --style {output} --prompt "…" --output FOLDER')
+    typer.echo(f'{output}: next, style-aligned generate {output} "…" --output FOLDER')
 
 
-def show_style(file: Path, preview: Path | None) -> None:
-    """Write what a style file holds to standard output."""
-    style = Style.load(file)
-    for name, value in style.describe().items():
-        text = str(value)
-        if isinstance(value, dict) or not text.isprintable():  # a text can hold lines that look like ours
-            text = json.dumps(value)
-        typer.echo(f"{name.replace('_', ' ') + ':':<17} {text}".rstrip())
-    typer.echo(f"{'fingerprint:':<17} {style.digest}")
-    if preview is not None:
-        write_png(preview, style.preview)
-        typer.echo(f"{'preview:':<17} {preview}")
+def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, report: ReportOptions) -> None:
+    """Draw the contact sheet anew after a change, and report it."""
+    sheet = sheet_path(image_set)
+    write_sheet([image_set], sheet)
+    described = {
+        "folder": str(image_set.folder),
+        "sheet": str(sheet),
+        what: [_describe_image(image) for image in images],
+    }
+    _report(described, f"{what}: {', '.join(image.name for image in images)}; all together: {sheet}", sheet, report)
 
 
-def _subtitle(model_name: str, styles: Sequence[Style]) -> str:
-    """Name the model, and the settings that all styles have in common."""
-    name = model_name if model_name == "mini" else Path(model_name).name
-    settings = [
-        (
-            f"{style.num_inference_steps} step{'' if style.num_inference_steps == 1 else 's'}",
-            f"guidance {style.condition_scale:g}",
-            f"seed {style.seed}",
+def report_files(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
+    """Report files that were written."""
+    _report(described, shown, path, report)
+
+
+def _find_sources(
+    texts: Sequence[str], references: Sequence[str], styles: Sequence[str]
+) -> tuple[list[Source], list[str]]:
+    """Tell the texts for styles from what to draw."""
+    if not references and not styles:
+        if not texts:
+            raise ValueError(
+                'expected a style and what to draw, as in generate "a fox, neon sign" "a rocket, neon sign"'
+            )
+        return [find_source(texts[0])], list(texts[1:])
+    for kind, given in (("--reference", references), ("--style", styles)):
+        if (twice := next((text for text in given if given.count(text) > 1), None)) is not None:
+            raise ValueError(f"expected each {kind} once, got {twice!r} twice")
+    sources = [Source("prompt", inputs.check_prompt(text, "--reference")) for text in references]
+    return [*sources, *(find_style(text) for text in styles)], list(texts)
+
+
+def _folder(output: Path, sources: Sequence[Source], index: int) -> Path:
+    return output if len(sources) == 1 else output / numbered(index, len(sources), sources[index].name)
+
+
+def _affixes(job: _Job, given: PromptOptions) -> tuple[str, str]:
+    """Return prefix and suffix: those given, else those of the set that is there, else those of the style's set."""
+    known: Any = read_image_set(job.folder).state if is_set(job.folder) else job.source
+    prefix = known.prefix if given.prefix is None else given.prefix
+    return prefix, known.suffix if given.suffix is None else given.suffix
+
+
+def _known_models(job: _Job) -> Iterable[str | None]:
+    if is_set(job.folder):
+        yield read_image_set(job.folder).state.model
+    yield job.source.model
+    if job.style is not None and job.style.model["class"] == "Mini":
+        yield "mini"
+
+
+def _check_folders(output: Path, jobs: Sequence[_Job]) -> None:
+    """Check what can be checked without the model: that nobody is at work there, and nothing is in the way."""
+    for job in jobs:
+        inputs.check_output_folder(job.folder)
+        if job.folder.is_dir():
+            with sole_use(job.folder):
+                pass
+        check_sheet(job.folder / SHEET)
+    check_sheet(output / SHEET)
+
+
+def _all_texts(jobs: Sequence[_Job], reference_options: ReferenceOptions) -> list[str]:
+    texts = [job.source.text for job in jobs if job.source.path is None]
+    texts += [prompt.text for job in jobs for prompt in job.prompts]
+    return [*dict.fromkeys(texts), *filter(None, [reference_options.negative])]
+
+
+def _generate(
+    job: _Job,
+    model: Model,
+    name: str,
+    settings: Mapping[str, Any],
+    prompt_options: PromptOptions,
+    draw: DrawOptions,
+    progress: Progress,
+) -> tuple[Done, ImageSet, int]:
+    """Make a set, or go on with the one that is there. Returns what was drawn, and how many prompts it had."""
+    prefix, suffix = _affixes(job, prompt_options)
+    new = new_set(
+        job.source,
+        _of_prompt(settings) if job.style is None else {},
+        style=job.style,
+        model=set_model_name(name),
+        prefix=prefix,
+        suffix=suffix,
+    )
+    style = job.style
+    if style is not None and "options" in settings:
+        style = style.with_(**settings["options"])
+    with _busy_set(job.folder, new=new) as image_set:
+        given = (
+            settings if job.style is None else {name: value for name, value in settings.items() if name == "options"}
         )
-        for style in styles
-    ]
-    common = [values[0] for values in zip(*settings, strict=True) if len(set(values)) == 1]
-    return " · ".join((name, *common))
+        if image_set.state is not new:
+            check_same(image_set, job.source, given, style=job.style)
+        artist = _artist(image_set, model, draw, progress, style, None if style is None else str(job.source.path))
+        progress.describe(_shorten(image_set.state.reference.prompt))
+        library.warn_about_size(model, artist.style.size)
+        _check_needs(artist, model, image_set, len(job.prompts), draw)
+        seed = None if job.style is None or "seed" not in settings else settings["seed"] + 1
+        plan = artist.plan(job.prompts, seed=seed)
+        _remember(image_set, name, prompt_options)
+        done = _draw_missing(artist, image_set)
+    return done, image_set, len(plan.there)
+
+
+def _of_prompt(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "prompt"}
+
+
+@contextmanager
+def _busy_set(folder: Path, **arguments: Any) -> Generator[ImageSet, None, None]:
+    """Open a set to draw in it. An interruption and a full disk say what is kept."""
+    with ExitStack() as stack:
+        image_set = stack.enter_context(open_set(folder, **arguments))
+        before = _count_drawn(image_set)
+        try:
+            yield image_set
+        except KeyboardInterrupt:
+            stack.close()
+            raise Interrupted(_kept(image_set, before)) from None
+        except OSError as error:
+            if error.errno in STORAGE_IS_FULL:
+                error.strerror = f"{(error.strerror or '').lower()}; {_kept(image_set, before)}"
+            raise
+
+
+def _count_drawn(image_set: ImageSet) -> int:
+    return sum(image.drawing.is_drawn and image_set.path(image).is_file() for image in image_set.state.current)
+
+
+def _kept(image_set: ImageSet, before: int) -> str:
+    """Say what is really there."""
+    drawn, total = _count_drawn(image_set), len(image_set.state.current)
+    left = f"; style-aligned add {image_set.folder} draws the others" if drawn < total else ""
+    images = "1 image is" if total == 1 else f"{total} images are"
+    return f"{drawn} of {images} in {image_set.folder}, {drawn - before} of them new{left}"
+
+
+def _load_for(image_set: ImageSet, model: ModelOptions, bank_device: str | None) -> tuple[str, Model]:
+    """Load the model of a set."""
+    made_with = image_set.settings_of(image_set.state.reference.drawing)
+    own_class = made_with.get("model", {}).get("class")
+    if image_set.state.model is None and model.model is None and own_class != "Mini":
+        raise SetError(f"{image_set.folder} does not say which model has made it ({own_class}): add --model")
+    name = resolve_model(model.model, image_set.state.model, "mini" if own_class == "Mini" else None)
+    return name, library.load_model(name, model, bank_device)
+
+
+def _artist(
+    image_set: ImageSet,
+    model: Model,
+    draw: DrawOptions,
+    progress: Progress,
+    style: Style | None = None,
+    style_name: str | None = None,
+) -> Artist:
+    how = How(
+        batch_size=draw.batch_size,
+        chunk_seconds=draw.chunk_seconds,
+        bank_device=draw.bank_device,
+        compare=draw.compare,
+        force=draw.force,
+    )
+    report = Report(start=progress.start, step=progress.step, image=progress.image, warn=warn)
+    return Artist(image_set, model, how, report, style, style_name)
+
+
+def _check_needs(artist: Artist, model: Model, image_set: ImageSet, count: int, draw: DrawOptions) -> None:
+    style = artist.style
+    warnings = check_needs(
+        model,
+        image_set.folder,
+        size=style.size,
+        batch_size=min(draw.batch_size, max(1, count)),
+        images=count * (2 if draw.compare else 1),
+        steps=style.num_inference_steps,
+        force=draw.force,
+    )
+    for warning in warnings:
+        warn(warning)
+
+
+def _remember(image_set: ImageSet, model: str, given: PromptOptions) -> None:
+    """Have the set know of its model, prefix and suffix."""
+    known: dict[str, Any] = {} if image_set.state.model is not None else {"model": set_model_name(model)}
+    for name, value in (("prefix", given.prefix), ("suffix", given.suffix)):
+        if value is not None and value != getattr(image_set.state, name):
+            known[name] = value
+    if known:
+        image_set.commit_settings(**known)
+
+
+def _draw_missing(artist: Artist, image_set: ImageSet) -> Done:
+    done = artist.draw_missing()
+    for images, singular, plural in (
+        (done.missing.deleted, "1 image was gone, and was drawn again", "images were gone, and were drawn again"),
+        (
+            done.missing.damaged,
+            "1 image was damaged, and was drawn again",
+            "images were damaged, and were drawn again",
+        ),
+        (
+            done.missing.edited,
+            "1 image was changed by another program, and is kept",
+            "images were changed by another program, and are kept",
+        ),
+    ):
+        if images:
+            what = singular if len(images) == 1 else f"{len(images)} {plural}"
+            warn(f"{what}: {', '.join(image.name for image in images[:4])}{', …' if len(images) > 4 else ''}")
+    return done
+
+
+def _report_drawn(
+    output: Path, sets: Sequence[ImageSet], sheet: Path, new: int, there: int, report: ReportOptions
+) -> None:
+    already = f" ({there} were there already)" if there else ""
+    shown = f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}"
+    _report({**_describe(output, sets, sheet), "new": new, "there": there}, shown, sheet, report)
+
+
+def _describe(
+    output: Path, sets: Sequence[ImageSet], sheet: Path, drawn: Sequence[SetImage] | None = None
+) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "folder": str(output),
+        "sheet": str(sheet),
+        "sets": [
+            {
+                "folder": str(image_set.folder),
+                "reference": _describe_image(image_set.state.reference),
+                "images": [_describe_image(image) for image in image_set.state.current],
+            }
+            for image_set in sets
+        ],
+    }
+    if drawn is not None:
+        described["drawn"] = [_describe_image(image) for image in drawn]
+    return described
+
+
+def _describe_image(image: SetImage) -> dict[str, Any]:
+    number = {} if image.id < 0 else {"id": image.id}
+    return {**number, "prompt": image.prompt, "seed": image.drawing.seed, "file": image.drawing.file}
+
+
+def _report(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
+    typer.echo(json.dumps(described, indent=2, ensure_ascii=False) if report.json else shown)
+    if report.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
+
+
+def _shorten(text: str, length: int = 30) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from style_aligned.options import STYLE_OPTIONS
-from style_aligned.sets.drawing import digest
 from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.records import Drawing, SetError, SetImage
 from style_aligned.sets.set_file import REFERENCE_FILE, REFERENCE_ID, SetState
@@ -71,7 +70,7 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
                 f"{image_set.folder} holds a set with {shown} {own[name]!r}, not {value!r}: take another"
                 f" --output, or add to it by style-aligned add {image_set.folder}"
             )
-    if style is not None and own.get("style") not in (None, digest(style)):
+    if style is not None and own.get("style") not in (None, style.digest):
         raise SetError(f"{image_set.folder} holds a set of another style: take another --output")
 
 

@@ -1,12 +1,11 @@
 """The one place where sets meet styles and models: what is drawn, and what it was made with."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from torch import Tensor
 
-from style_aligned.models.family import default_size
 from style_aligned.models.model import Model, describe_model, fingerprint
 from style_aligned.sampling.generation import OF_A_REFERENCE as SETTINGS_OF_A_REFERENCE, generate
 from style_aligned.sampling.samples import Sample
@@ -14,11 +13,11 @@ from style_aligned.styles.file import StyleError
 from style_aligned.styles.style import Style
 
 OF_A_REFERENCE = (*SETTINGS_OF_A_REFERENCE, "style")  # no matter for unaligned images
+OTHER_PRECISION = "the style was made in"  # the start of the warning of `Style.check`
 KINDS = {"Mini": "the embedded model", "StableDiffusion_XL": "SDXL", "StableDiffusion_1": "Stable Diffusion 1.5"}
-AnyStyle = Style
 
 
-def start_style(model: Model, settings: Mapping[str, Any]) -> AnyStyle:
+def start_style(model: Model, settings: Mapping[str, Any]) -> Style:
     """Return a style from a prompt, none of whose steps is done.
 
     Args:
@@ -31,24 +30,9 @@ def start_style(model: Model, settings: Mapping[str, Any]) -> AnyStyle:
     return Style.from_prompt(model, **settings)
 
 
-def is_complete(style: AnyStyle) -> bool:
-    """Return whether all steps of a style are done."""
-    return style.is_complete
-
-
-def complete_style(model: Model, style: AnyStyle, on_step: Callable[[int], None] | None = None) -> Style:
-    """Do the steps of a style that are left."""
-    return style.complete(model, on_step=on_step)
-
-
-def with_options(style: AnyStyle, options: Mapping[str, Any]) -> AnyStyle:
-    """Return a style with other options of the adapter."""
-    return style.with_(**options) if options else style
-
-
 def draw(
     model: Model,
-    style: AnyStyle,
+    style: Style,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
@@ -56,16 +40,26 @@ def draw(
     batch_size: int,
     bank_device: str | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_latents: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Sample]:
     """Draw images in one chunk."""
+
+    def show(indices: Sequence[int], latents: Sequence[Tensor]) -> None:
+        if on_latents is not None:
+            on_latents(latents[0])
+
     arguments: dict[str, Any] = {
         "seeds": seeds, "batch_size": batch_size, "chunk_size": max(1, len(prompts)), "on_step": on_step,
+        "on_latents": show,
     }  # fmt: skip
-    force = style.is_complete  # what needs it was told by `check_fit`
-    return iter(generate(model, style, prompts, **arguments, aligned=is_aligned, force=force, bank_device=bank_device))
+    force = style.is_complete  # what needs it was told by `check_fit`, as was another precision
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", OTHER_PRECISION)
+        samples = generate(model, style, prompts, **arguments, aligned=is_aligned, force=force, bank_device=bank_device)
+    return iter(samples)
 
 
-def check_fit(style: AnyStyle, model: Model, name: str, *, force: bool = False) -> str | None:
+def check_fit(style: Style, model: Model, name: str, *, force: bool = False) -> str | None:
     """Check that a style fits a model.
 
     Args:
@@ -85,41 +79,24 @@ def check_fit(style: AnyStyle, model: Model, name: str, *, force: bool = False) 
         own_kind, given_kind = (KINDS.get(kind["class"], kind["class"]) for kind in (own, given))
         advice = "use --model mini" if own["class"] == "Mini" else "add --model with its file, folder or name"
         raise StyleError(f"{name} is of {own_kind}, and the model is {given_kind}: {advice}")
-    try:
-        style.check(model)
-    except StyleError as error:
-        if not style.is_complete:
-            raise
-        style.check(model, force=True)
-        if own["precision"] != given["precision"]:
-            return (
-                f"{name} was made in {own['precision']}, and the model is in {given['precision']}: details may differ"
-            )
-        if not force:
-            advice = "pass that model by --model, or --force"
-            raise StyleError(f"{name} was made with other weights: {advice} ({error})") from None
-        return f"{name} was made with other weights: images will differ from those of its own model"
-    return None
-
-
-def image_of(model: Model, style: Style) -> Image.Image:
-    """Return the image of a style's reference."""
-    return style.image(model)
-
-
-def load_style(path: Path) -> Style:
-    """Read a style file."""
-    return Style.load(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            style.check(model)
+        except StyleError as error:
+            if not style.is_complete:
+                raise
+            style.check(model, force=True)
+            if not force:
+                advice = "pass that model by --model, or --force"
+                raise StyleError(f"{name} was made with other weights: {advice} ({error})") from None
+            return f"{name} was made with other weights: images will differ from those of its own model"
+    return f"{name}: {caught[0].message}" if caught else None
 
 
 def describe_drawer(model: Model) -> dict[str, Any]:
     """Return what images depend on of a model."""
     return {**describe_model(model), "decoder": fingerprint(model.lda)}
-
-
-def style_settings(style: AnyStyle) -> dict[str, Any]:
-    """Return the settings of a style, as they are shown, and written into its images."""
-    return style.describe()
 
 
 def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool | None = None) -> dict[str, Any]:
@@ -131,22 +108,12 @@ def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool 
         is_aligned: Whether the image follows the reference. None for the reference itself.
     """
     settings = {
-        **style_settings(style),
+        **style.describe(),
         "model": {name: drawer[name] for name in style.model},
         "decoder": drawer["decoder"],
-        "style": digest(style),
+        "style": style.digest,
     }
     if is_aligned is None:
         return settings
     left_out = () if is_aligned else OF_A_REFERENCE
     return {"aligned": is_aligned, **{name: value for name, value in settings.items() if name not in left_out}}
-
-
-def digest(style: Style) -> str:
-    """Return a fingerprint of the reference's trajectory."""
-    return style.digest
-
-
-def trained_size(model: Model) -> tuple[int, int]:
-    """Return the height and width that a model was trained for."""
-    return default_size(model)

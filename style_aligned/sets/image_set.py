@@ -28,6 +28,7 @@ class ImageSet:
         self.folder = folder
         self.state = state
         self._journal = journal
+        self._has_file = (folder / SET_FILE).is_file()
 
     @property
     def style_path(self) -> Path:
@@ -74,6 +75,12 @@ class ImageSet:
         """Return what a drawing was made with. Empty if that is not known."""
         return self.state.made_with.get(drawing.made_with, {})
 
+    def start(self) -> None:
+        """Write `set.json`, if there is none yet: of a new set, or of a folder of before."""
+        if not self._has_file:
+            write_set(self.folder, self.state)
+            self._has_file = True
+
     def save(self) -> None:
         """Have `set.json` take in the journal."""
         if self._journal is not None and not self._journal.is_empty:
@@ -84,6 +91,7 @@ class ImageSet:
     def _record(self, change: Mapping[str, Any]) -> None:
         if self._journal is None:
             raise SetError(f"{self.folder} was opened for reading")
+        self.start()
         self._journal.append(change)
 
 
@@ -140,11 +148,11 @@ def open_set(folder: Path, *, new: SetState | None = None, wait: bool = False) -
                 state = new
             else:
                 raise SetError(f"{folder} holds no set")
-            write_set(folder, state)
         with Journal(folder, state.journal) as journal:
             image_set = ImageSet(folder, state, journal)
             try:
                 yield image_set
+                image_set.start()
             finally:
                 image_set.save()
 

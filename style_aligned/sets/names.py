@@ -69,7 +69,7 @@ def free_name(name: str, taken: Iterable[str]) -> str:
 
 
 def find_image(images: Sequence[SetImage], name: str) -> SetImage:
-    """Find an image by the name of its file, its id, or a part of its prompt that no other has.
+    """Find an image by the name of its file, its id, or a part of its name or prompt that no other has.
 
     Args:
         images: The images to look at.
@@ -84,8 +84,8 @@ def find_image(images: Sequence[SetImage], name: str) -> SetImage:
         lambda image: wanted.isdigit() and image.id == int(wanted),
         lambda image: plain_name(image).casefold() == wanted,
         lambda image: image.prompt.casefold() == wanted,
-        lambda image: bool(wanted) and re.search(rf"\b{re.escape(wanted)}\b", image.prompt.casefold()) is not None,
-        lambda image: bool(wanted) and wanted in image.prompt.casefold(),
+        lambda image: bool(wanted) and re.search(rf"\b{re.escape(wanted)}\b", _said(image)) is not None,
+        lambda image: bool(wanted) and wanted in _said(image),
     )
     for fits in ways:
         found = [image for image in images if fits(image)]
@@ -97,3 +97,18 @@ def find_image(images: Sequence[SetImage], name: str) -> SetImage:
     some = ", ".join(image.name for image in images[:4]) or "none"
     more = ", …" if len(images) > 4 else ""
     raise SetError(f"no image is called {name!r}: the set has {some}{more}")
+
+
+def _said(image: SetImage) -> str:
+    """Return the words of an image's prompt and name."""
+    return f"{image.prompt}\n{image.name.replace('-', ' ')}".casefold()
+
+
+def find_images(images: Sequence[SetImage], names: Iterable[str]) -> list[SetImage]:
+    """Find several images, each once, as `find_image` does.
+
+    Raises:
+        SetError: If a name fits none, or more than one.
+    """
+    found = [find_image(images, name) for name in names]
+    return list({image.id: image for image in found}.values())

@@ -6,16 +6,17 @@ from time import monotonic
 from typing import Any
 
 from PIL.Image import Image
+from torch import Tensor
 
 from style_aligned.files import describe_image, parse_settings, read_texts, write_png
 from style_aligned.models.model import Model
 from style_aligned.sampling.generation import Sample
 from style_aligned.sets import drawing
 from style_aligned.sets.changes import aside_file, make_current
-from style_aligned.sets.drawing import AnyStyle
 from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.names import free_name
-from style_aligned.sets.plan import Missing, find_missing, taken_names, unused_seed, used_seeds
+from style_aligned.sets.plan import Missing, Plan, find_missing, plan_images, taken_names, unused_seed, used_seeds
+from style_aligned.sets.prompts import Prompt
 from style_aligned.sets.records import UNALIGNED, Drawing, SetImage
 from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
 from style_aligned.styles.style import Style
@@ -32,12 +33,14 @@ class Report:
         start: Called before anything is drawn, with the number of images to draw and of all their steps.
         step: Called as steps get done, with the number of images that have done one.
         image: Called for each image that is on the disk, with its path relative to the set's folder.
+        latents: Called after a step of some images, with the latents of the first of them, for a preview.
         warn: Called with what people should know.
     """
 
     start: Callable[[int, int], None] = lambda images, steps: None
     step: Callable[[int], None] = lambda count: None
     image: Callable[[str], None] = lambda file: None
+    latents: Callable[[Tensor], None] = lambda latents: None
     warn: Callable[[str], None] = lambda message: None
 
 
@@ -77,14 +80,24 @@ class Done:
 class Artist:
     """Draws the images of a set with a model."""
 
-    def __init__(self, image_set: ImageSet, model: Model, how: How | None = None, report: Report | None = None) -> None:
-        """Take the style of the set, and check that it fits the model. Nothing is drawn yet.
+    def __init__(
+        self,
+        image_set: ImageSet,
+        model: Model,
+        how: How | None = None,
+        report: Report | None = None,
+        style: Style | None = None,
+        style_name: str | None = None,
+    ) -> None:
+        """Take the style of the set, and check that it fits the model. Nothing is drawn or written yet.
 
         Args:
             image_set: The set, open for writing.
             model: The model.
             how: How to draw.
             report: Who wants to know.
+            style: The style, for a set that has no style file yet. None makes it from what the set says.
+            style_name: What an error calls the style. None means its file in the set's folder.
 
         Raises:
             StyleError: If the style is damaged, or does not fit the model.
@@ -97,15 +110,34 @@ class Artist:
         self.report = report or Report()
         self._drawer = drawing.describe_drawer(model)
         self._chunk = self.how.batch_size
-        self._style = self._take_style()
-        name = str(image_set.style_path)
+        self._style = self._take_style(style)
+        name = str(image_set.style_path) if style_name is None else style_name
         if (warning := drawing.check_fit(self._style, model, name, force=self.how.force)) is not None:
             self.report.warn(warning)
 
     @property
-    def style(self) -> AnyStyle:
+    def style(self) -> Style:
         """The style of the set, which may have steps left."""
         return self._style
+
+    def plan(
+        self, prompts: Sequence[Prompt], *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> Plan:
+        """Have the set know of images that are to be drawn: what is killed from here on can go on.
+
+        Args:
+            prompts: The prompts. Those that the set has images of are left as they are.
+            seed: The seed of the first new image.
+            options: Options of the adapter for the new images alone.
+
+        Returns:
+            What is new, and what is there.
+        """
+        plan = plan_images(self.image_set, prompts, seed=seed, options=options)
+        if self._style.is_complete and not self.image_set.style_path.is_file():
+            self._style.save(self.image_set.style_path)
+        self.image_set.commit(plan.new)
+        return plan
 
     def draw_missing(self) -> Done:
         """Draw what of the set is missing: images, the reference, and with `compare` the unaligned ones.
@@ -119,7 +151,7 @@ class Artist:
         twins = self._missing_twins() if self.how.compare else []
         needs_reference = not self.image_set.path(self.image_set.state.reference).is_file()
         count = len(missing.images) * (1 + self.how.compare) + len(twins)
-        count += not drawing.is_complete(self._style)
+        count += not self._style.is_complete
         done = Done(missing=missing)
         if count or needs_reference:
             self.report.start(count, count * self._style.num_inference_steps)
@@ -156,7 +188,7 @@ class Artist:
             used.add(own)
         options = dict(image.drawing.options if options is None else {**image.drawing.options, **options})
         jobs = [replace(image, drawing=Drawing(own, "", options=options)) for own in seeds]
-        total = count + (not drawing.is_complete(self._style))
+        total = count + (not self._style.is_complete)
         self.report.start(total, total * self._style.num_inference_steps)
         is_first = True
         for job, sample in self._draw_images(jobs, options):
@@ -178,10 +210,12 @@ class Artist:
         """Draw the contact sheet anew."""
         write_sheet([self.image_set], sheet_path(self.image_set))
 
-    def _take_style(self) -> AnyStyle:
+    def _take_style(self, given: Style | None) -> Style:
         path = self.image_set.style_path
         if path.is_file():
-            return drawing.load_style(path)
+            return Style.load(path)
+        if given is not None:
+            return given
         settings = {"prompt": self.image_set.state.reference.prompt, **self.image_set.state.style}
         settings["seed"] = self.image_set.state.reference.drawing.seed
         return drawing.start_style(self.model, settings)
@@ -208,13 +242,14 @@ class Artist:
                 chunk,
                 drawing.draw(
                     self.model,
-                    drawing.with_options(self._style, options),
+                    self._style.with_(**options),
                     [image.prompt for image in chunk],
                     [image.drawing.seed for image in chunk],
                     is_aligned=is_aligned,
                     batch_size=self.how.batch_size,
                     bank_device=self.how.bank_device,
                     on_step=self.report.step,
+                    on_latents=self.report.latents,
                 ),
             )
             seconds = (monotonic() - began) / (len(chunk) + is_aligned)  # the reference takes as long as an image
@@ -227,15 +262,14 @@ class Artist:
 
         Both are there before any image that follows them.
         """
-        if not drawing.is_complete(self._style):
-            self._style = drawing.complete_style(self.model, self._style, self.report.step)
-        assert isinstance(self._style, Style)
+        if not self._style.is_complete:
+            self._style.complete(self.model, on_step=self.report.step)
         if not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
         reference = self.image_set.state.reference
         if not self.image_set.path(reference).is_file():
             settings = drawing.image_settings(self._style, self._drawer)
-            picture = drawing.image_of(self.model, self._style)
+            picture = self._style.image(self.model)
             self.image_set.commit([self._write_file(reference, picture, settings)])
 
     def _write_missing(self, image: SetImage, sample: Sample) -> SetImage:
@@ -252,9 +286,7 @@ class Artist:
 
     def _write(self, image: SetImage, sample: Sample) -> SetImage:
         """Write an image that follows the style, and return its record, which is not in the set yet."""
-        assert isinstance(self._style, Style)
-        style = drawing.with_options(self._style, image.drawing.options)
-        assert isinstance(style, Style)
+        style = self._style.with_(**image.drawing.options)
         settings = drawing.image_settings(style, self._drawer, is_aligned=True)
         return self._write_file(image, sample.image, settings)
 
@@ -284,7 +316,6 @@ class Artist:
         """Draw images without the style."""
         if not images:
             return
-        assert isinstance(self._style, Style)
         settings = drawing.image_settings(self._style, self._drawer, is_aligned=False)
         folder = self.image_set.folder / UNALIGNED
         folder.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +21,13 @@ from style_aligned.cli import library, main
 from style_aligned.cli.console import describe
 from style_aligned.models.mini import Mini, known_concepts, known_styles, load_mini
 from style_aligned.models.mini.model import WEIGHTS
-from tests.cli.conftest import FOX, Run, assert_error
+from style_aligned.sets import work
+from style_aligned.sets.image_set import open_set
+from style_aligned.styles.file import read_style_file, write_style_file
+from tests.cli.conftest import FOX, Run, assert_error, error_lines
+from tests.sets.conftest import contents, pictures
+
+NEW = ["--output", "new"]
 
 
 @pytest.mark.parametrize(
@@ -29,90 +35,187 @@ from tests.cli.conftest import FOX, Run, assert_error
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["generate", "--nonsense"], "No such option"),
-        (["generate"], "Missing option '--output'"),
-        (["generate", "--prompt", "a cat"], "expected a --reference or a --style, got none"),
-        (["generate", "--reference", "a fox"], "expected at least one --prompt, or --prompts with a file, got none"),
-        (["generate", "--reference", " ", "--prompt", "a cat"], "expected --reference to have at least one word"),
-        (["generate", "--reference", "a fox", "--prompt", ""], "expected --prompt to have at least one word"),
-        (["generate", *FOX, "--prompt", "a \udcff"], "expected --prompt to be UTF-8"),
-        (["generate", *FOX, "--prompt", "a cat", "--negative", "\udcff"], "expected --negative to be UTF-8"),
-        (["generate", *FOX, "--prompt", "a cat", "--guidance", "nan"], "expected --guidance to be a finite number"),
-        (["generate", *FOX, "--prompt", "a cat", "--guidance", "inf"], "expected --guidance to be a finite number"),
-        (["generate", *FOX, "--prompt", "a cat", "--steps", "-1"], "--steps"),
-        (["generate", *FOX, "--prompt", "a cat", "--steps", "0"], "--steps"),
-        (["generate", *FOX, "--prompt", "a cat", "--steps", "many"], "--steps"),
-        (["generate", *FOX, "--prompt", "a cat", "--seed", "-1"], "--seed"),
-        (["generate", *FOX, "--prompt", "a cat", "--seed", str(2**70)], "expected --seed .* of at most 4294967295"),
-        (["generate", *FOX, "--prompt", "a cat", "--seed", str(10**400)], "expected --seed .* of at most 4294967295"),
-        (["generate", *FOX, "--prompt", "a cat", "--batch-size", "0"], "--batch-size"),
+        (["generate", *FOX, "a cat"], "Missing option '--output'"),
+        (["generate", *NEW], "expected a style and what to draw, as in generate"),
         (
-            ["generate", *FOX, "--prompt", "a cat", "--scale", "-1"],
-            "expected --scale to be a finite number between 0 and 1000, got -1",
+            ["generate", *FOX, *NEW],
+            r"expected at least one prompt to draw in that style, got none \(style-aligned style",
         ),
-        (["generate", *FOX, "--prompt", "a cat", "--scale", "nan"], "expected --scale to be a finite number"),
+        (["generate", " ", "a cat", *NEW], "expected the reference to have at least one word"),
+        (["generate", "--reference", " ", "a cat", *NEW], "expected --reference to have at least one word"),
+        (["generate", *FOX, "", *NEW], "expected a prompt to have at least one word"),
+        (["generate", *FOX, "a \udcff", *NEW], "expected a prompt to be UTF-8"),
+        (["generate", *FOX, "a cat", "--negative", "\udcff", *NEW], "expected --negative to be UTF-8"),
+        (["generate", *FOX, "a cat", "--suffix", "\udcff", *NEW], "expected --suffix to be UTF-8"),
+        (["generate", *FOX, "a cat", "--guidance", "nan", *NEW], "expected --guidance to be a finite number"),
+        (["generate", *FOX, "a cat", "--guidance", "inf", *NEW], "expected --guidance to be a finite number"),
+        (["generate", *FOX, "a cat", "--steps", "0", *NEW], "--steps"),
+        (["generate", *FOX, "a cat", "--steps", "many", *NEW], "--steps"),
+        (["generate", *FOX, "a cat", "--seed", "-1", *NEW], "--seed"),
+        (["generate", *FOX, "a cat", "--seed", str(2**70), *NEW], "expected --seed .* of at most 4294967295"),
+        (["generate", *FOX, "a cat", "--seed", str(10**400), *NEW], "expected --seed .* of at most 4294967295"),
+        (["add", "icons", "a cat", "--seed", str(2**32)], "expected --seed .* of at most 4294967295, got 4294967296"),
+        (["reroll", "icons", "cat", "--seed", str(2**32)], "expected --seed .* of at most 4294967295"),
+        (["generate", *FOX, "a cat", "--batch-size", "0", *NEW], "--batch-size"),
+        (["generate", *FOX, "a cat", "--chunk-seconds", "nan", *NEW], "--chunk-seconds"),
+        (["generate", *FOX, "a cat", "--scale", "-1", *NEW], "expected --scale to be a finite number .*, got -1"),
+        (["generate", *FOX, "a cat", "--scale", "nan", *NEW], "expected --scale to be a finite number"),
+        (["generate", *FOX, "a cat", "--shift", "inf", *NEW], "expected --shift to be a finite number.*, got inf"),
         (
-            ["generate", *FOX, "--prompt", "a cat", "--shift", "inf"],
-            "expected --shift to be a finite number .*, got inf",
+            ["generate", *FOX, "a cat", "--only-self-level", "2", *NEW],
+            "expected --only-self-level .* between 0 and 1, got 2",
         ),
-        (["generate", *FOX, "--prompt", "a cat", "--size", "100"], "multiples of 8 between 64 and 8192 .* got 100x100"),
-        (["generate", *FOX, "--prompt", "a cat", "--size", "64x0"], "multiples of 8"),
-        (["generate", *FOX, "--prompt", "a cat", "--size", "-64"], "expected --size to be WIDTHxHEIGHT"),
-        (["generate", *FOX, "--prompt", "a cat", "--size", "999999"], "multiples of 8 between 64 and 8192"),
-        (["generate", *FOX, "--prompt", "a cat", "--device", "toaster"], "expected --device to be cpu, cuda"),
-        (["generate", *FOX, "--prompt", "a cat", "--dtype", "float8"], "--dtype"),
-        (["generate", *FOX, "--prompts", "missing.txt"], "missing.txt: no such file"),
-        (["generate", *FOX, "--prompts", "-", "--prompts", "-"], "expected --prompts - once at most, got it 2 times"),
-        (["generate", "--style", "missing.safetensors", "--prompt", "a cat"], "missing.safetensors: no such file"),
-        *(
-            (["generate", "--style", "x", option, value, "--prompt", "a cat"], f"expected no {option} beside --style")
-            for option, value in (("--steps", "3"), ("--size", "64"), ("--guidance", "3"), ("--negative", "ink"))
+        (["generate", "a fox", "a cat", "--size", "100", *NEW], "multiples of 8 between 64 and 8192 .* got 100x100"),
+        (["generate", "a fox", "a cat", "--size", "64x0", *NEW], "expected --size to be WIDTHxHEIGHT"),
+        (["generate", "a fox", "a cat", "--size", "-64", *NEW], "expected --size to be WIDTHxHEIGHT"),
+        (["generate", "a fox", "a cat", "--size", "999999", *NEW], "multiples of 8 between 64 and 8192"),
+        (["generate", *FOX, "a cat", "--device", "toaster", *NEW], "expected --device to be auto, cpu, cuda"),
+        (
+            ["generate", *FOX, "a cat", "--device", "gpu", *NEW],
+            r"got 'gpu' \(a GPU of NVIDIA or AMD is cuda, one of Apple mps",
         ),
-        (["style", "make", "--reference", ""], "expected --reference to have at least one word"),
-        (["style", "make", "--reference", "a fox", "--guidance", "nan"], "expected --guidance to be a finite number"),
-        (["demo", "--steps", "0"], "--steps"),
-        (["evaluate", "--guidance", "nan"], "expected --guidance to be a finite number"),
+        (["generate", *FOX, "a cat", "--bank-device", "gpu", *NEW], "expected --bank-device to be auto, cpu"),
+        (["generate", *FOX, "a cat", "--dtype", "float8", *NEW], "--dtype"),
+        (["generate", *FOX, "--prompts", "missing.txt", *NEW], "missing.txt: no such file"),
+        (["generate", *FOX, "--prompts", "-", "--prompts", "-", *NEW], "expected --prompts - once at most, got it 2"),
+        (["generate", "--style", "missing.safetensors", "a cat", *NEW], "a style file or a set's folder, got 'missing"),
+        (["generate", "missing.safetensors", "a cat", *NEW], "got 'missing.safetensors', which is not there"),
+        (
+            ["generate", "looks/3", "a cat", *NEW],
+            r"got 'looks/3', which is not there \(a prompt that looks like a file",
+        ),
+        (["generate", "fox.png", "a cat", *NEW], "got 'fox.png', which is not there"),
+        (["generate", "folder", "a cat", *NEW], "folder is a folder without a style"),
+        (["generate", "--style", "folder", "a cat", *NEW], "folder is a folder without a style"),
+        (
+            ["generate", "candidates", "a cat", *NEW],
+            "candidates holds 1 styles: take one of them, such as candidates/1",
+        ),
+        (
+            ["generate", "picture.png", "a cat", *NEW],
+            "expected a set's folder, a style file or a prompt, got the picture",
+        ),
+        (["add", "missing", "a cat"], "expected missing to be the folder of a set, got nothing"),
+        (["add", "picture.png", "a cat"], "expected picture.png to be the folder of a set, got a file"),
+        (["add", "folder", "a cat"], "expected folder to be the folder of a set, got one without set.json"),
+        (["explore", " ", *NEW], "expected the prompt to have at least one word"),
+        (["style", "", *NEW], "expected the prompt to have at least one word"),
+        (
+            ["style", "a fox", "--output", "fox.png"],
+            "expected --output to end in .safetensors, as style files do, got fox.png",
+        ),
+        (["style", "a fox", "--guidance", "nan", *NEW], "expected --guidance to be a finite number"),
+        (["show", "missing"], "expected a style file or a set's folder, got 'missing', which is not there"),
+        (["demo", "--steps", "0", *NEW], "--steps"),
+        (["evaluate", "--guidance", "nan", *NEW], "expected --guidance to be a finite number"),
     ],
 )
 def test_wrong_input_is_refused_before_the_model_is_loaded(
     run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], pattern: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    needs_output = arguments[0] in ("generate", "style", "demo", "evaluate") and "Missing" not in pattern
-    assert_error(run(*arguments, *(["--output", tmp_path / "new"] if needs_output else [])), pattern)
+    for folder in ("folder", "candidates"):
+        Path(folder).mkdir()
+    for file in ("picture.png", "candidates/1.safetensors"):
+        Path(file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert_error(run(*arguments), pattern)
     assert loads == []
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_output_in_the_way(run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file"
-    file.touch()
-    generate = ["generate", *FOX, "--prompt", "a cat", "--output"]
-    assert_error(run(*generate, file), "expected --output to be a folder, got the file")
-    assert_error(run(*generate, file / "new"), "to be in a folder, got the file")
-    make = ["style", "make", "--reference", "a fox", "--output"]
-    assert_error(run(*make, tmp_path), "expected --output to be a file, got the folder")
-    assert_error(run(*make, file), "exists already: --force replaces it")
-    assert_error(run("demo", "--output", tmp_path), "expected --output to be a file, got the folder")
+def test_a_style_is_no_model(run: Run, icons: Path) -> None:
+    style = str(icons / "style.safetensors")
+    for command in (["generate", *FOX, "a cat", *NEW], ["add", icons, "a cow"]):
+        message = f"expected --model to be a model, got the style file {style}: give it as the first argument"
+        assert_error(run(*command, "--model", style), message)
 
-    def no_access(path: Path, mode: int) -> bool:
-        return False
 
-    monkeypatch.setattr(os, "access", no_access)
-    assert_error(run(*generate, tmp_path / "new"), "to be writable")
+def test_images_that_do_not_exist_or_are_not_unique(run: Run, loads: list[Any], icons: Path) -> None:
+    run("add", icons, "a black cat")
+    loads.clear()
+    before = contents(icons)
+    for command in ("reroll", "remove", "restore"):
+        assert_error(
+            run(command, icons, "lamp"), "no image is called 'lamp': the set has 001-a-cat, 002-a-dog, 003-a-bl"
+        )
+        assert_error(
+            run(command, icons, "a"), "expected 'a' to name one image, got 3 that it fits: 001-a-cat, .*its id"
+        )
+        assert_error(run(command, icons, "dog", "lamp"), "no image is called 'lamp'|nothing of 002-a-dog was replaced")
+    assert_error(run("rename", icons, "dog", "a/b"), "expected the name to be a file's name, without folders")
+    assert_error(run("rename", icons, "2", "001-a-cat"), "expected a name that no other file of the set has")
     assert loads == []
-    assert file.read_bytes() == b""
+    assert contents(icons) == before
+
+
+def test_sets_that_cannot_be_read(run: Run, loads: list[Any], icons: Path) -> None:
+    path = icons / "set.json"
+    whole = path.read_text()
+    loads.clear()
+    for content, message in (
+        (whole[:100], "icons/set.json is damaged"),
+        (
+            whole.replace('"version": 1', '"version": 9'),
+            "icons/set.json is of version 9, and this style-aligned knows up",
+        ),
+        (whole.replace("001-a-cat.png", "../cat.png"), "a file within the set's folder, got '../cat.png'"),
+    ):
+        path.write_text(content)
+        for command in (["add", icons], ["show", icons], ["generate", *FOX, "a cat", "--output", icons]):
+            assert_error(run(*command), message)
+        assert path.read_text() == content
+    assert loads == []
+
+
+def test_two_runs_in_one_folder(run: Run, loads: list[Any], icons: Path) -> None:
+    with open_set(icons):
+        loads.clear()
+        for command in (
+            ["add", icons, "a cow"], ["reroll", icons, "cat"], ["remove", icons, "cat"], ["sheet", icons],
+            ["generate", *FOX, "a cow", "--output", icons],
+        ):  # fmt: skip
+            assert_error(run(*command), "another run is at work in icons: wait for it, or take another folder")
+        assert loads == []
+        assert run("show", icons)[0] == 0
+
+
+def test_a_style_of_another_kind_of_model(run: Run, icons: Path) -> None:
+    path = icons / "style.safetensors"
+    settings, tensors, preview = read_style_file(path)
+    for own, message in (
+        ("StableDiffusion_XL", "icons/style.safetensors is of SDXL, and the model is the embedded model: add --model"),
+        ("StableDiffusion_1", "is of Stable Diffusion 1.5, and the model is the embedded model: add --model"),
+    ):
+        changed = {**settings, "size": list(settings["size"]), "model": {**settings["model"], "class": own}}
+        write_style_file(path, changed, tensors, preview)
+        assert_error(run("generate", icons, "a cat", *NEW), message)
+        assert_error(run("add", icons, "a cow"), message)
+    assert not Path("new").exists()
+
+
+def test_more_than_there_is(run: Run, icons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = ["--size", "8192x8192", "--steps", "2"]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * 10**9))
+    result = run("generate", "a fox", "a cat", *size, *NEW)
+    assert_error(
+        result, r"images of 8192x8192, 1 at a time, take about [\d.]+ GB of memory, and there are 4.0 GB: choose"
+    )
+
+    def disk_usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=10_000)
+
+    monkeypatch.setattr("shutil.disk_usage", disk_usage)
+    result = run("generate", *FOX, "a cat", "a dog", *NEW)
+    assert_error(result, "2 images of 64x64 take about 0.0 GB of disk, and 0.0 GB are free: make room, or draw fewer")
+    assert not Path("new").exists()
 
 
 @pytest.mark.skipif(getattr(os, "geteuid", int)() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_not_ours(run: Run, loads: list[Any], tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
-    for command in (
-        ["generate", *FOX, "--prompt", "a cat"],
-        ["style", "make", "--reference", "a fox"],
-        ["demo"],
-        ["evaluate"],
-    ):
-        output = tmp_path / "new"
+    for command in (["generate", *FOX, "a cat"], ["style", "a fox"], ["demo"], ["evaluate"]):
+        output = tmp_path / "new.safetensors"
         assert_error(run(*command, "--output", output), f"expected --output {output} to be writable, got the folder")
     assert loads == []
 
@@ -121,7 +224,7 @@ def test_a_folder_that_is_not_ours(run: Run, loads: list[Any], tmp_path: Path) -
 def test_damaged_weights(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    weights, out = tmp_path / "weights", tmp_path / "out"
+    weights, out = tmp_path / "weights", tmp_path / "out.safetensors"
     shutil.copytree(WEIGHTS, weights)
     monkeypatch.setattr("style_aligned.models.mini.load_mini", partial(load_mini, folder=weights))
     path = weights / name
@@ -129,13 +232,13 @@ def test_damaged_weights(
     middle = len(whole) // 2
     for command, content, message in (
         (
-            ["generate", *FOX, "--prompt", "a cat"],
+            ["generate", *FOX, "a cat"],
             whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
             "is corrupted: expected weights with the SHA-256",
         ),
-        (["style", "make", *FOX], whole[:middle], "is not a whole safetensors file"),
+        (["style", *FOX], whole[:middle], "is not a whole safetensors file"),
         (["demo"], b"", "is not a whole safetensors file"),
-        (["evaluate"], None, "is missing: the embedded model's weights are not complete"),
+        (["evaluate"], None, "is missing"),
     ):
         path.unlink()
         if content is not None:
@@ -169,19 +272,20 @@ def test_a_device_that_is_not_there(
     vars(module)["load_model"] = None
     monkeypatch.setitem(sys.modules, "style_aligned.models.checkpoints", module)
     out = tmp_path / "out"
-    assert main(["generate", *FOX, "--prompt", "a cat", "--device", "cuda", "--output", str(out)]) == 2
+    assert main(["generate", *FOX, "a cat", "--device", "cuda", "--output", str(out)]) == 2
     assert "expected a device that is there, got 'cuda'" in capsys.readouterr().err
     assert not out.exists()
 
 
-@pytest.mark.parametrize("command", ["style make", "demo", "evaluate"])
-def test_only_generate_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
-    def load_model(name: str, **_: str) -> Mini:
+@pytest.mark.parametrize("command", [["generate", *FOX, "a cat"], ["style", "a fox"], ["demo"], ["evaluate"]])
+def test_interrupted_while_it_loads(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def load_model(*_: Any) -> Mini:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(library, "load_model", load_model)
-    reference = ["--reference", "a fox"] if command == "style make" else []
-    code, output, error = run(*command.split(), *reference, "--output", tmp_path / "new")
+    code, output, error = run(*command, "--output", tmp_path / "new.safetensors")
     assert (code, output) == (130, "")
     assert error.splitlines()[-1] == "style-aligned: interrupted"
     assert list(tmp_path.iterdir()) == []
@@ -220,11 +324,11 @@ def test_without_standard_error_the_exit_code_tells(tmp_path: Path) -> None:
 
 
 def test_unexpected_errors_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_model(name: str, *, device: str, dtype: str) -> Mini:
+    def load_model(*_: Any) -> Mini:
         raise RuntimeError("several\n  lines\nof it")
 
     monkeypatch.setattr(library, "load_model", load_model)
-    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out"]
+    command = ["generate", *FOX, "a cat", "--output", tmp_path / "out"]
     assert_error(run(*command), "RuntimeError: several lines of it .*STYLE_ALIGNED_DEBUG=1")
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("STYLE_ALIGNED_DEBUG", "1")
@@ -287,32 +391,37 @@ def test_a_prompt_about_memory_is_not_out_of_memory() -> None:
 def test_an_error_in_a_layer_is_told_in_its_own_words(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out"]
+    command = ["generate", *FOX, "a cat", "--output", tmp_path / "out"]
     for error, message in (
         (ValueError("got a batch of 3 rows, expected 2"), "got a batch of 3 rows, expected 2"),
         (RuntimeError("odd"), "RuntimeError: odd (STYLE_ALIGNED_DEBUG=1 shows where)"),
     ):
 
-        def load_model(name: str, *, error: Exception = error, **_: str) -> Mini:
+        def load_model(*_: Any, error: Exception = error) -> Mini:
             raise raise_in_a_layer(fail_with(error))
 
         monkeypatch.setattr(library, "load_model", load_model)
         assert run(*command) == (2, "", f"style-aligned: error: {message}\n")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES])
-@pytest.mark.parametrize("command", ["generate", "style make"])
-def test_full_storage_leaves_what_was_finished(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, number: int
-) -> None:
-    def load_model(name: str, **_: str) -> Mini:
-        raise OSError(number, os.strerror(number), "a.png")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_storage_says_what_is_kept(run: Run, icons: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    before = pictures(icons)
+    write = work.write_png
 
-    monkeypatch.setattr(library, "load_model", load_model)
-    prompts = ["--prompt", "a cat"] if command == "generate" else []
-    kept = "; what was finished is kept" if prompts and number != errno.EACCES else ""
-    expected = f"style-aligned: error: a.png: {os.strerror(number).lower()}{kept}\n"
-    assert run(*command.split(), *FOX, *prompts, "--output", tmp_path / "out") == (2, "", expected)
+    def write_png(path: Path, *arguments: Any) -> None:
+        if path.name.startswith("004"):
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, *arguments)
+
+    monkeypatch.setattr(work, "write_png", write_png)
+    code, output, error = run("add", icons, "a cow", "a bird")
+    assert (code, output) == (2, "")
+    assert error_lines(error) == [
+        f"style-aligned: error: icons/004-a-bird.png: {os.strerror(number).lower()}; 3 of 4 images are in icons, 1 of"
+        " them new; style-aligned add icons draws the others"
+    ]
+    assert pictures(icons).keys() == {*before, "003-a-cow.png"}
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
@@ -320,8 +429,8 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         "import sys; from style_aligned.cli import run, main;"
         "run.make_style = lambda output, *_: run.typer.echo(f'{output}: …'); sys.exit(main())"
     )
-    output = str(tmp_path / "a\udcff")
-    command = [sys.executable, "-c", code, "style", "make", "--reference", "a fox", "--output", output]
+    output = str(tmp_path / "a\udcff.safetensors")
+    command = [sys.executable, "-c", code, "style", "a fox", "--output", output]
     done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b"a\\udcff: \\u2026\n")
+    assert done.stdout.endswith(b"a\\udcff.safetensors: \\u2026\n")

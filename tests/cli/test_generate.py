@@ -1,307 +1,283 @@
-"""The images that `generate` makes, and the settings that they hold."""
+"""`generate`: where the style comes from, what is drawn, and what a second run does."""
 
 import json
-import warnings
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 
-from style_aligned.cli import drawing, overview
-from style_aligned.cli.console import Progress
 from style_aligned.files import read_texts
 from style_aligned.models.mini import Mini
-from style_aligned.sampling import generation as sampling
+from style_aligned.sets.image_set import read_image_set
+from style_aligned.sets.sheet import sheet_path
 from style_aligned.styles.style import Style
-from tests.cli.conftest import FOX, SMALL, Run, assert_error, contents, read_image
+from tests.cli.conftest import FOX, SMALL, Run, assert_error, error_lines
+from tests.sets.conftest import contents, pictures
 
 
-def test_images_and_their_settings(run: Run, loads: list[Any], random_mini: Mini, tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    code, output, error = run(
-        "generate", *FOX, "--prompt", "a rocket, neon sign", "--prompt", "a cat", "--seed", "5", "--guidance", "3",
-        "--negative", "a dog", "--scale", "1.5", "--output", out,
-    )  # fmt: skip
-    assert code == 0, error
+def test_a_set_and_what_is_said_of_it(run: Run, loads: list[Any], tmp_path: Path) -> None:
+    out = tmp_path / "icons"
+    code, output, error = run("generate", *FOX, "a cat", "a dog, neon sign", "--suffix", ", neon sign", "--output", out)
+    assert (code, error_lines(error)) == (0, [])
     assert output == f"2 new images in {out}; all together: {out / 'sheet.png'}\n"
-    assert "trained for images of about 256x256: at 64x64" in error
-    assert set(contents(out)) == {
-        "000-a-rocket-neon-sign.png", "001-a-cat.png", "reference.png", "sheet.png", "style.safetensors",
+    assert contents(out).keys() == {
+        "001-a-cat.png", "002-a-dog.png", "reference.png", "set.json", "sheet.png", "style.safetensors",
     }  # fmt: skip
-    assert loads == [("mini", "cpu", "float32")]
+    assert loads == [("mini", "auto", "auto")]
+    texts = [read_texts(out / name) for name in ("reference.png", "001-a-cat.png", "002-a-dog.png")]
+    assert [text["prompt"] for text in texts] == ["a fox, neon sign", "a cat, neon sign", "a dog, neon sign"]
+    assert [text["seed"] for text in texts] == ["0", "1", "2"]
+    style = Style.load(out / "style.safetensors")
+    assert (style.prompt, style.num_inference_steps, style.size) == ("a fox, neon sign", 2, (64, 64))
+    state = read_image_set(out).state
+    assert (state.model, state.suffix) == ("mini", ", neon sign")
 
-    texts = read_texts(out / "000-a-rocket-neon-sign.png")
-    settings = json.loads(texts["settings"])
-    assert (texts["prompt"], texts["seed"]) == ("a rocket, neon sign", "6")
-    assert settings["reference"] == "a fox, neon sign"
-    assert (settings["steps"], settings["guidance"], settings["size"]) == (2, 3.0, "64x64")
-    assert (settings["negative_prompt"], settings["options"]) == (
-        "a dog",
-        {"share_group_norm": True, "scale": 1.5},
+
+def test_settings_reach_the_reference(run: Run, tmp_path: Path) -> None:
+    run(
+        "generate", "a fox", "a cat", "--size", "64x128", "--steps", "3", "--guidance", "3", "--seed", "7",
+        "--negative", "ink", "--scale", "0.5", "--no-share-group-norm", "--output", tmp_path / "out",
+    )  # fmt: skip
+    style = Style.load(tmp_path / "out" / "style.safetensors")
+    assert (style.size, style.num_inference_steps, style.condition_scale) == ((128, 64), 3, 3.0)
+    assert (style.seed, style.negative_prompt) == (7, "ink")
+    assert style.options == {"scale": 0.5, "share_group_norm": False}
+    assert read_texts(tmp_path / "out" / "001-a-cat.png")["seed"] == "8"
+
+
+def test_the_same_command_draws_only_what_is_missing(run: Run, icons: Path) -> None:
+    before = contents(icons)
+    command = ["generate", *FOX, "a cat", "a dog", "--suffix", ", neon sign", "--output", icons]
+    assert run(*command)[1].startswith("0 new images in icons (2 were there already)")
+    assert pictures(icons) == {name: content for name, content in before.items() if name in pictures(icons)}
+    code, output, _ = run("generate", *FOX, "a rocket", "a cat", "--output", icons)  # the set's own suffix
+    assert (code, output) == (0, "1 new image in icons (1 were there already); all together: icons/sheet.png\n")
+    after = pictures(icons)
+    assert read_texts(icons / "003-a-rocket.png")["prompt"] == "a rocket, neon sign"
+    assert {name: after[name] for name in after if name in before} == pictures_in(before)
+
+
+def pictures_in(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if name.endswith(".png") and name != "sheet.png"}
+
+
+def test_what_was_deleted_damaged_or_edited_is_said(run: Run, icons: Path) -> None:
+    before = pictures(icons)
+    (icons / "001-a-cat.png").unlink()
+    (icons / "002-a-dog.png").write_bytes(b"")
+    code, output, error = run("add", icons)
+    assert (code, output[:12]) == (0, "2 new images")
+    assert "warning: 1 image was gone, and was drawn again: 001-a-cat\n" in error
+    assert "warning: 1 image was damaged, and was drawn again: 002-a-dog\n" in error
+    after = pictures(icons)
+    assert after.pop("replaced/002-a-dog.png") == b""
+    assert after == before
+    Image.new("RGB", (64, 64), "red").save(icons / "001-a-cat.png")
+    edited = (icons / "001-a-cat.png").read_bytes()
+    assert "1 image was changed by another program, and is kept: 001-a-cat" in run("add", icons)[2]
+    assert (icons / "001-a-cat.png").read_bytes() == edited
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        (["a fox, ink", *SMALL], "icons holds a set with prompt 'a fox, neon sign', not 'a fox, ink'"),
+        ([*FOX[:3], "--steps", "3"], "icons holds a set with steps 2, not 3"),
+        ([*FOX, "--seed", "1"], "icons holds a set with seed 0, not 1"),
+        ([*FOX, "--guidance", "3"], r"icons holds a set with guidance 2.0, not 3.0"),
+        ([*FOX, "--size", "128"], r"icons holds a set with size \(64, 64\), not \(128, 128\)"),
+        (
+            [*FOX, "--scale", "0.5"],
+            r"with scale 1.0, not 0.5: take another --output, or add to it by style-aligned add",
+        ),
+    ],
+)
+def test_a_folder_with_a_set_of_another_style_is_refused(
+    run: Run, icons: Path, options: list[str], pattern: str
+) -> None:
+    before = contents(icons)
+    assert_error(run("generate", *options, "a cat", "a bird", "--output", icons), pattern)
+    assert contents(icons) == before
+
+
+def test_a_style_from_a_set_a_file_and_a_candidate(run: Run, icons: Path) -> None:
+    style = (icons / "style.safetensors").read_bytes()
+    Path("fox.safetensors").write_bytes(style)
+    for source, out in (("icons", "a"), ("fox", "b"), ("fox.safetensors", "c")):
+        code, output, _ = run("generate", source, "a rocket", "--output", out)
+        assert (code, output[:12]) == (0, "1 new image "), output
+        assert (Path(out) / "style.safetensors").read_bytes() == style
+        assert read_texts(Path(out) / "reference.png") == read_texts(icons / "reference.png")
+        prompt = "a rocket, neon sign" if source == "icons" else "a rocket"
+        assert read_texts(Path(out) / "001-a-rocket.png")["prompt"] == prompt
+    assert run("generate", "fox", "a rocket", "a cat", "--output", "b")[1].startswith("1 new image in b (1 were there")
+    assert run("explore", "a fox", *SMALL, "--count", "2", "--output", "looks")[0] == 0
+    for source in ("looks/2", "looks/2.png"):
+        assert run("generate", source, "a cat", "--output", "from-looks")[0] == 0
+        assert (Path("from-looks") / "style.safetensors").read_bytes() == Path("looks/2.safetensors").read_bytes()
+    assert_error(
+        run("generate", "looks/1", "a cat", "--output", "from-looks"), "from-looks holds a set with seed 1, not 0"
     )
 
-    # the library, called directly, gives the same pixels
-    style = Style.load(out / "style.safetensors")
-    sample = sampling.generate(random_mini, style, ["a rocket, neon sign", "a cat"])[0]
-    assert read_image(out / "000-a-rocket-neon-sign.png").tobytes() == sample.image.tobytes()
+
+def test_options_change_how_a_style_is_followed(run: Run, icons: Path) -> None:
+    assert run("generate", "icons", "a cat", "--scale", "0.5", "--seed", "30", "--output", "weak")[0] == 0
+    style = Style.load(Path("weak") / "style.safetensors")
+    assert style.options == {"scale": 0.5, "share_group_norm": True}
+    texts = read_texts(Path("weak") / "001-a-cat.png")
+    assert texts["seed"] == "31"
+    assert json.loads(texts["settings"])["options"]["scale"] == 0.5
+    assert run("generate", "icons", "a dog", "--scale", "0.5", "--output", "weak")[0] == 0
+    assert_error(run("generate", "icons", "a dog", "--scale", "0.6", "--output", "weak"), "with scale 0.5, not 0.6")
 
 
-def test_same_command_same_bytes(run: Run, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert run("generate", *FOX, "--prompt", "a cat", "--compare", "--output", tmp_path / name)[0] == 0
-    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+@pytest.mark.parametrize("option", [["--steps", "3"], ["--size", "64"], ["--guidance", "3"], ["--negative", "ink"]])
+def test_a_style_has_settings_of_its_own(run: Run, loads: list[Any], icons: Path, option: list[str]) -> None:
+    loads.clear()
+    result = run("generate", "icons", "a cat", *option, "--output", "new")
+    assert_error(result, f"expected no {option[0]} beside a style that is there: it has its own")
+    assert loads == []
+    assert not Path("new").exists()
 
 
-def test_compare(run: Run, random_mini: Mini, tmp_path: Path) -> None:
-    run("generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--compare", "--output", tmp_path)
-    assert {"unaligned/000-a-cat.png", "unaligned/001-a-dog.png"} < set(contents(tmp_path))
-    style = Style.load(tmp_path / "style.safetensors")
-    sample = sampling.generate(random_mini, style, ["a cat", "a dog"], aligned=False)[0]
-    assert read_image(tmp_path / "unaligned" / "000-a-cat.png").tobytes() == sample.image.tobytes()
-    assert json.loads(read_texts(tmp_path / "unaligned" / "000-a-cat.png")["settings"])["aligned"] is False
+def test_several_styles_have_a_folder_each(run: Run, icons: Path) -> None:
+    options = ["--style", "icons", "--reference", "a lion, ink", *SMALL, "--prompt", "a cat", "--output", "grid"]
+    code, output, _ = run("generate", "a dog", *options)
+    assert (code, output) == (0, "4 new images in grid; all together: grid/sheet.png\n")
+    folders = ["000-a-lion-ink", "001-icons"]
+    assert sorted(path.name for path in Path("grid").iterdir()) == [*folders, "sheet.png"]
+    for folder in folders:
+        assert {"001-a-dog.png", "002-a-cat.png"} <= contents(Path("grid") / folder).keys()
+    again = run("generate", "a dog", *options)
+    assert again[1].startswith("0 new images in grid (4 were there already)")
+    assert_error(run("generate", "x", *options, "--style", "icons"), "expected each --style once, got 'icons' twice")
+    twice = ["--reference", "a fox", "--reference", "a fox"]
+    assert_error(run("generate", "x", *twice, "--output", "y"), "expected each --reference once, got 'a fox' twice")
 
 
-def test_the_sheet_says_which_row_is_which(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    contact_sheet = overview.contact_sheet
-
-    def spy(lines: Any, **options: Any) -> Image.Image:
-        drawn.extend(lines)
-        return contact_sheet(lines, **options)
-
-    monkeypatch.setattr(overview, "contact_sheet", spy)
-    monkeypatch.setattr(overview, "MAX_COLUMNS", 2)  # how many cells are in a row when there are more is a minimum of 6
-    targets = ["a cat", "a dog", "a rocket", "a cat", "a dog", "a fox"]
-    prompts = [argument for target in targets for argument in ("--prompt", target)]
-    sources = ["--reference", "a fox, neon sign", "--reference", "a dog, ink", *SMALL]
-    assert run("generate", *sources, *prompts, "--compare", "--output", tmp_path)[0] == 0
-    names = ["000-a-cat", "001-a-dog", "002-a-rocket", "003-a-cat", "004-a-dog", "005-a-fox"]
-    sets = (("000-a-fox-neon-sign", "a fox, neon sign"), ("001-a-dog-ink", "a dog, ink"))
-    for first, (folder, reference) in zip((0, 4), sets, strict=True):
-        for line, name, places in ((0, "unaligned", "unaligned/"), (1, "aligned", "")):
-            (top,), (rest,) = drawn[first + line], drawn[first + line + 2]
-            assert top.label == rest.label == f"{reference}: {name}"
-            assert (top.note, rest.note) == ("palette distance 7", "")
-            paths = [f"{folder}/reference.png", *(f"{folder}/{places}{name}.png" for name in names)]
-            cells = [cell for cell in (*top.cells, *rest.cells) if cell is not None]
-            assert [cell.image for cell in cells] == [tmp_path / path for path in paths]
-            assert [cell.is_reference for cell in cells] == [True] + [False] * 6
-            captions = [f"reference: {reference}", *targets] if name == "aligned" else [""] * 7
-            assert [cell.caption for cell in cells] == captions
+def test_prompts_of_files_bring_seeds_and_names(run: Run, icons: Path) -> None:
+    Path("more.csv").write_text('prompt,seed,name\n"a bird, red",77,tweety\na cow,,\n')
+    assert run("add", icons, "--prompts", "more.csv")[0] == 0
+    assert read_texts(icons / "tweety.png")["prompt"] == "a bird, red, neon sign"
+    assert read_texts(icons / "tweety.png")["seed"] == "77"
+    assert read_texts(icons / "004-a-cow.png")["seed"] == "4"
+    assert run("add", icons, "--prompts", "more.csv")[1].startswith("0 new images in icons (2 were there already)")
 
 
-def test_style_files_make_a_grid(run: Run, tmp_path: Path) -> None:
-    for name, reference in (("fox", "a fox, neon sign"), ("dog", "a dog, ink")):
-        file = tmp_path / f"{name}.safetensors"
-        assert run("style", "make", "--reference", reference, *SMALL, "--output", file)[0] == 0
-    grid = tmp_path / "grid"
-    code, output, _ = run(
-        "generate", "--style", tmp_path / "fox.safetensors", "--style", tmp_path / "dog.safetensors",
-        "--prompt", "a cat", "--prompt", "a rocket", "--output", grid,
-    )  # fmt: skip
+def test_compare_draws_twins(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("generate", *FOX, "a cat", "--output", out)
+    with Image.open(out / "sheet.png") as sheet:
+        plain = sheet.size
+    assert run("add", out, "--compare")[0] == 0
+    assert json.loads(read_texts(out / "unaligned" / "001-a-cat.png")["settings"])["aligned"] is False
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.height > 1.5 * plain[1]
+
+
+def test_json_tells_what_was_drawn(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, output, _ = run("generate", *FOX, "a cat", "--json", "--output", out)
+    told = json.loads(output)
     assert code == 0
-    assert output.startswith("4 new images")
-    assert set(contents(grid)) == {"sheet.png"} | {
-        f"{folder}/{name}"
-        for folder in ("000-fox", "001-dog")
-        for name in ("reference.png", "000-a-cat.png", "001-a-rocket.png")
-    }
-    alone = tmp_path / "alone"
-    run("generate", "--reference", "a dog, ink", *SMALL, "--prompt", "a cat", "--prompt", "a rocket", "--output", alone)
-    assert (alone / "001-a-rocket.png").read_bytes() == (grid / "001-dog" / "001-a-rocket.png").read_bytes()
+    assert (told["new"], told["there"], told["sheet"]) == (1, 0, str(out / "sheet.png"))
+    assert told["sets"][0]["images"] == [{"id": 1, "prompt": "a cat", "seed": 1, "file": "001-a-cat.png"}]
+    assert told["sets"][0]["reference"]["file"] == "reference.png"
 
 
-def test_seeds_of_prompts_and_overrides_of_style_files(run: Run, tmp_path: Path) -> None:
-    file = tmp_path / "fox.safetensors"
-    run("style", "make", "--reference", "a fox", "--seed", "3", *SMALL, "--output", file)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "a cat", "seed": 77}\n{"prompt": "a dog"}\n')
-    command = ["generate", "--style", file, "--prompts", prompts]
-    assert run(*command, "--output", tmp_path / "a")[0] == 0
-    overrides = ["--seed", "20", "--shift", "0.5", "--no-share-group-norm"]
-    assert run(*command, *overrides, "--output", tmp_path / "b")[0] == 0
-    seeds = [read_texts(tmp_path / name)["seed"] for name in ("a/000-a-cat.png", "a/001-a-dog.png", "b/001-a-dog.png")]
-    assert seeds == ["77", "5", "22"]
-    options = [json.loads(read_texts(tmp_path / name / "000-a-cat.png")["settings"])["options"] for name in ("a", "b")]
-    assert options == [{"share_group_norm": True}, {"share_group_norm": False, "shift": 0.5}]
+def test_open_opens_the_sheet(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_page(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_page)
+    assert run("generate", *FOX, "a cat", "--open", "--output", tmp_path / "out")[0] == 0
+    assert opened == [(tmp_path / "out" / "sheet.png").as_uri()]
 
 
-def test_the_library_is_quiet(run: Run, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert run("generate", *FOX, "--prompt", "a cat", "--output", tmp_path)[0] == 0
-
-
-def test_prompts_of_no_known_word(run: Run, tmp_path: Path) -> None:
-    prompts = [argument for text in ("!!!", "🦊", "ロケット", "a cat") for argument in ("--prompt", text)]
-    code, _, error = run("generate", *FOX, *prompts, "--output", tmp_path)
-    assert code == 0, error
-    lines = [line for line in error.splitlines() if "embedded model" in line]
-    assert lines == [
-        "style-aligned: warning: the embedded model does not know 'ロケット':"
-        " `style-aligned concepts` lists what it draws",
-        "style-aligned: warning: 3 prompts are without any word that the embedded model knows, such as '!!!':"
-        " it draws anything",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("chunk", "options", "expected"),
-    [
-        (32, [], [2, 4, 2] * 2),  # rows at each of two steps: two halves of the reference, then of two images, and one
-        (32, ["--compare"], [2, 4, 2] * 2 + [4, 2] * 2),
-        (2, [], [2, 4] * 2 + [2, 2] * 2),  # recorded anew for the second chunk
-        (32, ["--reference", "a dog, ink"], [2, 4, 2] * 4),
-    ],
-    ids=["set", "compare", "chunks", "two sets"],
-)
-def test_the_reference_goes_through_the_model_once_a_step(
-    run: Run,
-    random_mini: Mini,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    chunk: int,
-    options: list[str],
-    expected: list[int],
+def test_the_model_is_that_of_the_option_the_set_or_the_environment(
+    run: Run, loads: list[Any], icons: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "CHUNK", chunk)
-    prompts = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "a rocket", "--batch-size", "2"]
-    rows: list[int] = []
-    hook = random_mini.unet.register_forward_hook(lambda unet, arguments, output: rows.append(len(arguments[0])))
+    loads.clear()
+    monkeypatch.setenv("STYLE_ALIGNED_MODEL", "sdxl")
+    run("explore", "a fox", *SMALL, "--count", "1", "--output", "looks", "--device", "cpu")
+    run("add", icons)
+    run("reroll", icons, "cat", "--model", "other", "--dtype", "bfloat16")
+    run("generate", "looks/1", "a cat", "--output", "new")
+    assert loads == [
+        ("sdxl", "cpu", "auto"), ("mini", "auto", "auto"), ("other", "auto", "bfloat16"), ("mini", "auto", "auto"),
+    ]  # fmt: skip
+    monkeypatch.delenv("STYLE_ALIGNED_MODEL")
+
+
+def test_the_model_of_a_set_is_known_in_other_folders(
+    run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    run("generate", *FOX, "a cat", "--model", "model", "--output", "out")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run("add", "../out", "a dog")
+    assert loads[-1][0] == str(tmp_path / "model")
+
+
+def test_an_interruption_says_what_is_kept(
+    run: Run, model: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    passes: list[None] = []
+
+    def interrupt(*_: object) -> None:
+        passes.append(None)
+        if len(passes) == 6:  # the reference and two images have done two steps, and the next ones one
+            raise KeyboardInterrupt
+
+    command = ["generate", *FOX, "a cat", "a dog", "a bird", "a cow", "--batch-size", "2", "--output", "out"]
+    hook = model.unet.register_forward_hook(interrupt)
     try:
-        assert run("generate", *FOX, *prompts, *options, "--output", tmp_path)[0] == 0
+        code, output, error = run(*command)
     finally:
         hook.remove()
-    assert rows == expected
+    assert (code, output) == (130, "")
+    assert error_lines(error) == [
+        "style-aligned: interrupted: 2 of 4 images are in out, 2 of them new; style-aligned add out draws the others"
+    ]
+    kept = pictures(Path("out"))
+    assert kept.keys() == {"001-a-cat.png", "002-a-dog.png", "reference.png"}
+    assert run("add", "out")[1] == "2 new images in out; all together: out/sheet.png\n"
+    after = pictures(Path("out"))
+    assert {name: after[name] for name in kept} == kept
+    assert after.keys() - kept.keys() == {"003-a-bird.png", "004-a-cow.png"}
+    assert run(*command)[1].startswith("0 new images in out (4 were there already)")
 
 
-@pytest.fixture
-def bars(monkeypatch: pytest.MonkeyPatch) -> list["Bar"]:
-    """Have what is shown as progress collected."""
-    shown: list[Bar] = []
-
-    class Collected(Bar):
-        def __init__(self, images: int, steps: int) -> None:
-            super().__init__(images, steps)
-            shown.append(self)
-
-    monkeypatch.setattr("style_aligned.cli.run.Progress", Collected)
-    return shown
+def test_a_folder_of_before_opens_and_grows(run: Run, icons: Path) -> None:
+    (icons / "set.json").unlink()
+    before = pictures(icons)
+    assert run("show", icons)[0] == 0
+    assert not (icons / "set.json").exists()
+    command = ["generate", "--reference", *FOX, "--prompt", "a cat, neon sign", "--prompt", "a cow, neon sign"]
+    assert run(*command, "--output", icons)[1].startswith("1 new image in icons (1 were there already)")
+    after = pictures(icons)
+    assert after.pop("003-a-cow-neon-sign.png")
+    assert after == before
 
 
-class Bar(Progress):
-    """Adds up what it is told."""
-
-    def __init__(self, images: int, steps: int) -> None:
-        super().__init__(images, steps)
-        self.announced, self.images, self.steps = (images, steps), 0, 0
-
-    def step(self, count: int = 1) -> None:
-        super().step(count)
-        assert count > 0
-        self.steps += count
-
-    def image(self) -> None:
-        super().image()
-        self.images += 1
-
-    @property
-    def counted(self) -> tuple[int, int]:
-        return self.images, self.steps
-
-
-@pytest.mark.parametrize(
-    ("chunk", "options", "expected"),
-    [
-        (32, [], (4, 8)),  # a reference and three images, of two steps each
-        (2, [], (4, 8)),
-        (2, ["--compare"], (7, 14)),
-        (32, ["--style", "dog.safetensors"], (7, 17)),  # three images of three steps: the style is there
-        (2, ["--reference", "a dog", "--compare"], (14, 28)),
-    ],
-    ids=["set", "chunks", "compare", "with a style file", "two sets"],
-)
-def test_all_that_is_announced_is_counted(
-    run: Run,
-    bars: list[Bar],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    chunk: int,
-    options: list[str],
-    expected: tuple[int, int],
-) -> None:
-    file = tmp_path / "dog.safetensors"
-    if "--style" in options:
-        assert run("style", "make", "--reference", "a dog", "--size", "64", "--steps", "3", "--output", file)[0] == 0
-        bars.clear()
-    monkeypatch.setattr(drawing, "CHUNK", chunk)
-    out = tmp_path / "out"
-    command = ["generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--prompt", "a rocket", "--batch-size", "2"]
-    command += [str(file) if option == file.name else option for option in options]
-    assert run(*command, "--output", out)[0] == 0
-    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [expected]
-
-    # the one that is gone, and the one that shares its micro-batch
-    bars.clear()
-    sorted(out.rglob("000-a-cat.png"))[0].unlink()
-    assert run(*command, "--output", out)[0] == 0
-    assert [bar.announced for bar in bars] == [bar.counted for bar in bars]
-    assert [bar.images for bar in bars] == [2]
-
-
-def test_a_reference_that_is_made_for_images_that_are_there_is_counted(
-    run: Run, bars: list[Bar], tmp_path: Path
-) -> None:
-    command = ["generate", *FOX, "--prompt", "a cat", "--prompt", "a dog", "--batch-size", "1", "--output", tmp_path]
-    assert run(*command)[0] == 0
-    (tmp_path / "style.safetensors").unlink()
-    (tmp_path / "001-a-dog.png").unlink()
-    bars.clear()
-    assert run(*command)[0] == 0
-    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [(1, 2), (1, 2)]
-    bars.clear()
-    assert run("style", "make", *FOX, "--output", tmp_path / "fox.safetensors")[0] == 0
-    assert [bar.announced for bar in bars] == [bar.counted for bar in bars] == [(1, 2)]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_bank_device_that_is_not_there(run: Run, tmp_path: Path) -> None:
-    command = ["generate", *FOX, "--prompt", "a cat", "--output", tmp_path / "out", "--bank-device"]
-    assert_error(run(*command, "cuda"), "expected a device that is there, got 'cuda'")
-    assert_error(run(*command, "toaster"), "expected --bank-device to be cpu, cuda, cuda:1, mps or xpu, got 'toaster'")
-    assert not (tmp_path / "out").exists()
-    assert run(*command, "cpu")[0] == 0
-
-
-def test_width_comes_before_height(run: Run, tmp_path: Path) -> None:
-    command = ["generate", "--reference", "a fox", "--steps", "1", "--size", "128x64", "--prompt", "a cat"]
-    assert run(*command, "--output", tmp_path)[0] == 0
-    assert read_image(tmp_path / "000-a-cat.png").size == read_image(tmp_path / "reference.png").size == (128, 64)
-    assert json.loads(read_texts(tmp_path / "000-a-cat.png")["settings"])["size"] == "128x64"
-    assert Style.load(tmp_path / "style.safetensors").size == (64, 128)
-
-
-@pytest.mark.parametrize("command", [["generate", "--prompt", "a cat"], ["style", "make"]])
-def test_the_model_that_is_asked_for(run: Run, loads: list[Any], tmp_path: Path, command: list[str]) -> None:
-    options = ["--model", "base.safetensors", "--device", "cpu:0", "--dtype", "bfloat16"]
-    assert run(*command, *FOX, *options, "--output", tmp_path / "out")[0] == 0
-    assert loads == [("base.safetensors", "cpu:0", "bfloat16")]
-
-
-def test_the_sheet_of_many_styles(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-
-    def spy(lines: Any, *, title: str, subtitle: str, **_: Any) -> Image.Image:
-        drawn.append((title, subtitle, len(lines)))
-        return Image.new("RGB", (8, 8))
-
-    monkeypatch.setattr(overview, "contact_sheet", spy)
-    monkeypatch.setattr(overview, "MAX_IMAGES", 4)
-    references = [argument for name in ("a fox", "a dog", "a cat") for argument in ("--reference", name)]
-    for options in ([], ["--compare"]):
-        out = tmp_path / f"out{len(options)}"
-        assert run("generate", *references, *SMALL, "--prompt", "a rocket", *options, "--output", out)[0] == 0
-    settings = "mini · 2 steps · guidance 2 · seed 0"
-    assert drawn == [("3 styles", f"{settings} · 2 of 3 images", 2), ("3 styles", f"{settings} · 1 of 3 images", 2)]
+def test_other_programs_files_are_never_overwritten(run: Run, icons: Path) -> None:
+    Image.new("RGB", (8, 8)).save(icons / "sheet.png")
+    before = contents(icons)
+    message = r"icons/sheet\.png is no contact sheet of style-aligned: move it, or give it another name"
+    for command in (["add", icons, "a cow"], ["generate", *FOX, "a cow", "--output", icons], ["sheet", icons]):
+        assert_error(run(*command), message)
+        assert contents(icons) == before
+    shutil.move(icons / "sheet.png", icons / "mine.png")
+    (icons / "003-a-cow.png").write_text("mine")
+    assert run("add", icons, "a cow")[0] == 0
+    assert (icons / "003-a-cow.png").read_text() == "mine"
+    assert read_image_set(icons).state.images[3].drawing.file == "003-a-cow-2.png"
+    assert sheet_path(read_image_set(icons)).is_file()

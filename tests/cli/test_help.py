@@ -1,5 +1,6 @@
 """What the command line says of itself, and that it says it without loading torch."""
 
+import re
 import runpy
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from style_aligned import cli
+from style_aligned.cli.app import names
 from tests.cli.conftest import Run
 
 
@@ -19,7 +21,9 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["style", "make", "--help"], ["demo", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["reroll", "--help"], ["show", "--help"], ["demo", "-h"]]
+)
 def test_help_does_without_torch(arguments: list[str]) -> None:
     done = python(
         "import sys; from style_aligned.cli import main; code = main(sys.argv[1:] or "
@@ -42,7 +46,7 @@ def test_help_comes_at_once() -> None:
 
 def test_wrong_options_are_told_without_torch() -> None:
     done = python(
-        "import sys; from style_aligned.cli import main; code = main(['generate', '--reference', 'a fox', '--prompt',"
+        "import sys; from style_aligned.cli import main; code = main(['generate', 'a fox',"
         " 'a cat', '--guidance', 'nan', '--output', 'x']); sys.exit('torch' if 'torch' in sys.modules else code)"
     )
     assert done.returncode == 2
@@ -77,7 +81,7 @@ def test_version(run: Run) -> None:
             str(Path(cli.__file__).with_name("__main__.py")),
             "project",
             "",
-            f"{shlex.quote(sys.executable)} -m style_aligned.cli",
+            f"{shlex.quote(sys.executable)} -m style_aligned",
         ),
     ],
 )
@@ -108,3 +112,27 @@ def test_the_reference_page_is_current() -> None:
     root = Path(__file__).parents[2]
     page = runpy.run_path(str(root / "scripts" / "write_cli_reference.py"))["page"]
     assert (root / "docs" / "command-line.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("command", names())
+def test_every_help_has_an_example_that_can_be_typed(run: Run, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    code, output, _ = run(command, "--help")
+    assert code == 0
+    example = " ".join(output.partition("Example: ")[2].partition("\n\n")[0].split())
+    assert shlex.split(example)[:2] == ["style-aligned", command]
+    options = re.findall(r" (--[a-z-]+)", example)
+    declared = output.partition("Options:")[2]
+    assert all(re.search(rf"^  .*{option}\b", declared, re.MULTILINE) for option in options)
+
+
+def test_python_m_style_aligned(run: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "style_aligned", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("--version")[1]
+
+
+def test_completion_is_offered(run: Run) -> None:
+    assert "--install-completion" in run("--help")[1]

@@ -17,7 +17,8 @@ from style_aligned.files import write_png
 from style_aligned.models.mini import Mini, known_styles, load_mini
 from style_aligned.sampling.generation import generate
 from style_aligned.styles.style import Style
-from tests.cli.conftest import SMALL, Run, assert_error, contents, error_lines, read_image
+from tests.cli.conftest import SMALL, Run, assert_error, error_lines
+from tests.sets.conftest import contents
 
 
 def test_concepts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +44,8 @@ def test_demo(run: Run, loads: list[Any], tmp_path: Path, monkeypatch: pytest.Mo
     assert output.count("\n") == 1
     assert str(picture) in output
     assert "style-aligned generate" in output
-    assert read_image(picture).size == (8, 8)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (8, 8)
     assert run("demo", "--steps", "2", "--output", picture)[0] == 0
 
     loads.clear()
@@ -206,7 +208,7 @@ def test_a_full_disk_leaves_what_was_there(
     monkeypatch.setattr(demo, "draw_demo", draw_demo)
     commands = {
         "demo.png": ["demo", "--steps", "2"],
-        "fox.safetensors": ["style", "make", "--reference", "a fox", *SMALL, "--force"],
+        "fox.safetensors": ["style", "a fox", *SMALL, "--force"],
         "figures.json": ["evaluate"],
     }
     for name, command in commands.items():
@@ -229,12 +231,12 @@ def test_a_full_disk_leaves_what_was_there(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("command", ["style make", "demo", "evaluate"])
+@pytest.mark.parametrize("command", ["style", "demo", "evaluate"])
 def test_interrupted_while_it_draws(
     run: Run, random_mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    options = ["--reference", "a fox", *SMALL] if command == "style make" else ["--steps", "2"]
-    output = tmp_path / "new"
+    options = ["a fox", *SMALL] if command == "style" else ["--steps", "2"]
+    output = tmp_path / "new.safetensors"
     passes: list[None] = []
 
     def interrupt(*_: object) -> None:
@@ -245,7 +247,7 @@ def test_interrupted_while_it_draws(
     before = [type(layer) for layer in random_mini.unet.modules()]
     hook = random_mini.unet.register_forward_hook(interrupt)
     try:
-        code, printed, error = run(*command.split(), *options, "--output", output)
+        code, printed, error = run(command, *options, "--output", output)
     finally:
         hook.remove()
     assert (code, printed) == (130, "")

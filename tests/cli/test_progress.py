@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import rich.console
 
-from style_aligned.cli.console import Progress
+from style_aligned.cli.progress import Progress
 
 OpenConsole = Callable[..., io.StringIO]
 

@@ -44,6 +44,7 @@ def test_a_set_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_readers_see_each_change_at_once_while_set_json_stays(tmp_path: Path) -> None:
     with open_set(tmp_path, new=fox()) as image_set:
+        image_set.start()
         written = (tmp_path / SET_FILE).stat()
         for number in range(1, 4):
             image_set.commit([cat(number, f"{number}.png")])
@@ -107,6 +108,7 @@ HOLD = OPEN + "with open_set(Path(sys.argv[1])): print('in', flush=True); sys.st
 
 def test_one_writer_at_a_time_others_are_refused_or_wait(tmp_path: Path) -> None:
     with open_set(tmp_path, new=fox()) as image_set:
+        image_set.start()
         message = r"another run is at work in .*: wait for it, or take another folder"
         with pytest.raises(SetError, match=message), open_set(tmp_path):
             pass

@@ -19,6 +19,7 @@ from style_aligned.sets.plan import plan_images
 from style_aligned.sets.prompts import Prompt, collect_prompts
 from style_aligned.sets.records import SetError
 from style_aligned.sets.work import Artist, How, Report
+from style_aligned.styles.style import Style
 from tests.sets.conftest import Draw, contents, fox, pictures
 
 
@@ -29,7 +30,7 @@ def pixels(path: Path) -> torch.Tensor:
 
 def test_images_are_those_of_generate(draw: Draw, model: Mini) -> None:
     image_set = draw("a cat", "a dog")
-    style = drawing.load_style(image_set.style_path)
+    style = Style.load(image_set.style_path)
     samples = drawing.draw(
         model, style, ["a cat, neon sign", "a dog, neon sign"], [1, 2], is_aligned=True, batch_size=4
     )

@@ -1,0 +1,282 @@
+"""Options that commands share: each declared once, those of the adapter in `style_aligned.options`."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from style_aligned.cli import inputs
+from style_aligned.options import STYLE_OPTIONS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+MODEL_VARIABLE = "STYLE_ALIGNED_MODEL"
+
+
+class Precision(str, Enum):
+    """The types that a model's weights can have."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The model, and where it computes."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The model: mini (the embedded one), a diffusers folder, a .safetensors file, a folder in Refiners'"
+            f" format, or a name on the Hugging Face hub.  [default: the set's, else ${MODEL_VARIABLE}, else mini]",
+        ),
+    ] = None
+    device: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Where to compute: auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:1, …"),
+    ] = "auto"
+    dtype: Annotated[
+        Precision,
+        typer.Option(
+            metavar="TYPE",
+            help="The precision: float32, float16, bfloat16, or auto: float16, but float32 on the CPU and for mini.",
+        ),
+    ] = Precision.auto
+
+    def check(self) -> None:
+        """Check what can be checked without PyTorch."""
+        inputs.check_device(self.device)
+        inputs.check_model_name(self.model)
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How images are drawn."""
+
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="COUNT", help="Images that go through the model at a time.")
+    ] = 4
+    chunk_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Write images about this often. The reference is recorded once for all of that time.",
+        ),
+    ] = 60.0
+    bank_device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where to keep what is recorded of the reference: with cpu, SDXL takes 0.8 GB less of a GPU, and"
+            " more time.  [default: as --device]",
+        ),
+    ] = None
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Draw the images without the style too, in the folder unaligned.")
+    ] = False
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a style with other weights; draw what may need too much memory.")
+    ] = False
+
+    def check(self) -> None:
+        """Check what can be checked without PyTorch."""
+        inputs.check_number("--chunk-seconds", self.chunk_seconds, minimum=0, maximum=1e9)
+        if self.bank_device is not None:
+            inputs.check_device(self.bank_device, "--bank-device")
+
+
+@dataclass(frozen=True)
+class ReferenceOptions:
+    """What a reference is made with."""
+
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="SEED", help="Seed of the reference; the images count on from it.  [default: 0]"),
+    ] = None
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, metavar="COUNT", help="Steps of the solver.  [default: as suits the model]"),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Strength of the classifier-free guidance; 0 turns it off.  [default: as suits the model]",
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images in pixels.  [default: as suits the model]"),
+    ] = None
+    negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to guide away from.")] = None
+
+    def check(self) -> None:
+        """Check what can be checked without PyTorch."""
+        inputs.check_number("--seed", self.seed, maximum=inputs.MAX_SEED)
+        inputs.check_number("--guidance", self.guidance, minimum=-1000, maximum=1000)
+        inputs.parse_size(self.size)
+        inputs.check_text(self.negative or "", "--negative")
+
+    def settings(self) -> dict[str, Any]:
+        """Return what was given, as arguments of `Style.from_prompt`."""
+        given = {
+            "seed": self.seed,
+            "num_inference_steps": self.steps,
+            "condition_scale": self.guidance,
+            "size": inputs.parse_size(self.size),
+            "negative_prompt": self.negative,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def reject(self, reason: str) -> None:
+        """Refuse what only a new reference can have."""
+        given = {"--steps": self.steps, "--guidance": self.guidance, "--size": self.size, "--negative": self.negative}
+        inputs.reject(given, reason)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """Prompts beside those that are arguments."""
+
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="More to draw: .txt (a prompt a line, # for comments), .csv or .jsonl with prompt, seed and name; -"
+            " for stdin. Repeat it for more.",
+        ),
+    ] = None
+    prefix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Put this before each prompt that does not start with it.")
+    ] = None
+    suffix: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Put this after each prompt that does not end with it.")
+    ] = None
+
+    def check(self) -> None:
+        """Check the texts."""
+        inputs.check_text(self.prefix or "", "--prefix")
+        inputs.check_text(self.suffix or "", "--suffix")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What is shown in the end."""
+
+    open: Annotated[bool, typer.Option("--open", help="Open the contact sheet when it is done.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Report as JSON, on standard output.")] = False
+
+
+@dataclass(frozen=True)
+class StyleOptions:
+    """Options of the adapter, as `style_aligned.options` declares them. They have no attributes, but a mapping.
+
+    Attributes:
+        given: The options that were given, by name.
+    """
+
+    given: dict[str, Any]
+
+    def check(self) -> None:
+        """Check each option."""
+        for name, value in self.given.items():
+            STYLE_OPTIONS[name].check(value, STYLE_OPTIONS[name].cli_name)
+
+
+def takes(**groups: type[Any]) -> Callable[[Command], Command]:
+    """Have a command take all options of some groups, and get an object of each group, which was checked.
+
+    Args:
+        groups: The classes of the groups, by the names of the command's parameters.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [
+            parameter for parameter in inspect.signature(command).parameters.values() if parameter.name not in groups
+        ]
+        expanded = {name: _parameters(group) for name, group in groups.items()}
+
+        def run(**values: Any) -> Any:
+            made: dict[str, Any] = {}
+            for name, group in groups.items():
+                given = {parameter.name: values.pop(parameter.name) for parameter in expanded[name]}
+                made[name] = _make(group, given)
+            for group in made.values():
+                if hasattr(group, "check"):
+                    group.check()
+            return command(**values, **made)
+
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in own
+        ]
+        for group in expanded.values():
+            parameters += group
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {}
+        return run  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+@cache
+def _parameters(group: type[Any]) -> list[inspect.Parameter]:
+    """Return the parameters that a group of options stands for."""
+    if group is StyleOptions:
+        return [_style_parameter(name) for name in STYLE_OPTIONS]
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]
+
+
+def _style_parameter(name: str) -> inspect.Parameter:
+    option = STYLE_OPTIONS[name]
+    help_text = option.help if option.help.endswith(("]", ".")) else f"{option.help}."
+    if option.kind is bool:
+        shown = typer.Option(f"{option.cli_name}/--no-{option.cli_name[2:]}", help=help_text, show_default=False)
+    else:
+        shown = typer.Option(option.cli_name, metavar="NUMBER", help=f"{help_text}  [default: {option.default}]")
+    annotation = Annotated[option.kind | None, shown]  # pyright: ignore[reportInvalidTypeForm]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _make(group: type[Any], given: dict[str, Any]) -> Any:
+    if group is StyleOptions:
+        return StyleOptions({name: value for name, value in given.items() if value is not None})
+    return group(**given)
+
+
+def resolve_model(given: str | None, *known: str | None) -> str:
+    """Return the name of the model to load: the one given, else the first that is known, else that of the environment.
+
+    Args:
+        given: What `--model` says.
+        known: The models that sets and styles know of.
+    """
+    import os
+
+    named = (given, *known, os.environ.get(MODEL_VARIABLE) or None)
+    return next((name for name in named if name is not None), "mini")
+
+
+def set_model_name(name: str) -> str:
+    """Return a model's name as a set keeps it: the same from any folder."""
+    path = Path(name)
+    return str(path.resolve()) if name != "mini" and path.exists() else name
