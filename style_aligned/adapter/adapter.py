@@ -240,10 +240,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         name = type(self.target).__name__
         layers: list[Any] = [*self.target.get_parents(), *self.target.modules()]
         for layer in layers:
+            kind = type(layer).__name__
             if isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned):
                 raise ValueError(
                     f"expected a target that no StyleAlignedAdapter is injected in, got a {name} with a"
-                    f" {type(layer).__name__} already: eject the other adapter first"
+                    f" {kind} already: eject the other adapter first"
                 )
         self_attentions = find_self_attentions(self.target)
         if not self_attentions and not (self.share_group_norm and any(walk(self.target, fl.GroupNorm))):

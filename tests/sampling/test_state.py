@@ -125,7 +125,11 @@ def test_out_of_memory_with_a_single_image(model: Mini) -> None:
 
 def test_errors_of_layers_are_theirs(model: Mini) -> None:
     style = make_style(model)
-    handle = model.unet.ensure_find(fl.Conv2d).register_forward_pre_hook(lambda *_: (torch.zeros(1, 1, 8, 8),))
+
+    def give_one_channel(*_: Any) -> tuple[Tensor]:
+        return (torch.zeros(1, 1, 8, 8),)
+
+    handle = model.unet.ensure_find(fl.Conv2d).register_forward_pre_hook(give_one_channel)
     try:
         with pytest.raises(RuntimeError) as caught:
             draw(model, style)
