@@ -7,10 +7,10 @@ oracle of the tests. Nothing here takes time to import: the command line starts 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_type_hints
 
 from style_aligned.words import show
 
@@ -31,6 +31,8 @@ class Option:
         kind: The type of its values. Where it is `float`, integers are numbers too.
         optional: Whether None is a value too.
         flag: Its name on the command line, without dashes in front, where that is another one.
+        rule: Checks values that are no numbers, given what an error calls the option.
+        parse: Reads a value that is no number from the command line.
     """
 
     default: Any
@@ -44,6 +46,8 @@ class Option:
     kind: type[Any] = float
     optional: bool = False
     flag: str | None = None
+    rule: Callable[[str, Any], None] | None = None
+    parse: Callable[[str], Any] | None = None
 
     @property
     def cli_name(self) -> str:
@@ -64,6 +68,9 @@ class Option:
         name = name or self.name
         if value is None and self.optional:
             return
+        if self.rule is not None:
+            self.rule(name, value)
+            return
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise TypeError(f"expected {name} to be True or False, got {show(value)}")
@@ -81,6 +88,50 @@ class Option:
         if math.isfinite(self.maximum):
             return f" between {self.minimum:g} and {self.maximum:g}"
         return f" of at least {self.minimum:g}" if math.isfinite(self.minimum) else ""
+
+
+def _check_layers(name: str, value: Any) -> None:
+    expected = f"expected {name} to be names of layers, or strengths of at least 0 by name, got {show(value)}"
+    if isinstance(value, str) or not isinstance(value, Mapping | Sequence):
+        raise TypeError(expected)
+    selected = cast(Mapping[Any, Any] | Sequence[Any], value)
+    strengths = list(selected.values()) if isinstance(selected, Mapping) else []
+    if not all(isinstance(layer, str) for layer in selected):
+        raise TypeError(expected)
+    if any(isinstance(strength, bool) or not isinstance(strength, int | float) for strength in strengths):
+        raise TypeError(expected)
+    if not selected or not all(is_finite(strength) and strength >= 0 for strength in strengths):
+        raise ValueError(expected)
+
+
+def _parse_layers(text: str) -> list[str] | dict[str, float]:
+    """Read `up.0.1,up.1=0.5`."""
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    if all(not equals for _, equals, _ in parts):
+        return [name for name, _, _ in parts]
+    return {name: float(strength) if equals else 1.0 for name, equals, strength in parts}
+
+
+def _check_steps(name: str, value: Any) -> None:
+    bounds: Sequence[Any] = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(bounds) != 2 or any(isinstance(bound, bool) or not isinstance(bound, int | float) for bound in bounds):
+        raise TypeError(
+            f"expected {name} to be two numbers, the part of the way that shares (num_inference_steps is how many steps"
+            f" there are), got {show(value)}"
+        )
+    if not 0 <= bounds[0] < bounds[1] <= 1:
+        raise ValueError(f"expected {name} to be a part of the way, from 0 to 1, that is not empty, got {show(value)}")
+
+
+def _parse_steps(text: str) -> tuple[float, float]:
+    """Read `0:0.6`."""
+    start, _, end = text.partition(":")
+    return float(start or 0), float(end or 1)
+
+
+def _check_halves(name: str, value: Any) -> None:
+    if value not in ("both", "positive"):
+        raise ValueError(f"expected {name} to be both or positive, got {show(value)}")
 
 
 class AdapterOptions(TypedDict, total=False):
@@ -149,6 +200,47 @@ class AdapterOptions(TypedDict, total=False):
             maximum=1.0,
         ),
     ]
+    layers: Annotated[
+        Sequence[str] | Mapping[str, float] | None,
+        Option(
+            None,
+            "The layers that share, such as up.0.1, style or layout, each with a strength if wanted.",
+            changeable=True,
+            rule=_check_layers,
+            parse=_parse_layers,
+        ),
+    ]
+    steps: Annotated[
+        Sequence[float],
+        Option(
+            (0.0, 1.0),
+            "The part of the way in which the reference is shared, from 0 at the first step to 1.",
+            changeable=True,
+            rule=_check_steps,
+            parse=_parse_steps,
+            flag="shared-steps",
+        ),
+    ]
+    halves: Annotated[
+        Literal["both", "positive"],
+        Option(
+            "both",
+            "Which guidance halves share: with positive, guidance carries the style too.",
+            changeable=True,
+            rule=_check_halves,
+            parse=str,
+        ),
+    ]
+    query_guidance: Annotated[
+        float,
+        Option(
+            0.0,
+            "How far guidance leads away from what the reference shows, in layers that do not share.",
+            minimum=0.0,
+            maximum=1.0,
+            changeable=True,
+        ),
+    ]
     set_size: Annotated[
         int | None,
         Option(
@@ -165,8 +257,9 @@ def _declared() -> dict[str, Option]:
     options: dict[str, Option] = {}
     for name, hint in get_type_hints(AdapterOptions, include_extras=True).items():
         annotation, option = get_args(hint)
-        kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
-        options[name] = replace(option, name=name, kind=kinds[0], optional=bool(get_args(annotation)))
+        kinds = [kind for kind in get_args(annotation) if isinstance(kind, type) and kind is not type(None)]
+        kind = str if option.rule is not None else kinds[0] if kinds else annotation
+        options[name] = replace(option, name=name, kind=kind, optional=type(None) in get_args(annotation))
     return options
 
 
@@ -248,7 +341,10 @@ twice, and guides more strongly. A famous picture is known to the model by heart
 `google-famous` halves its keys.
 """
 
-WITH_FULL_ATTENTION_SHARE = {"strength": 1, "share_attention": True, "adain_values": False, "scale": 1, "shift": 0}
+WITH_FULL_ATTENTION_SHARE = {
+    "strength": 1, "share_attention": True, "adain_values": False, "scale": 1, "shift": 0, "layers": None,
+    "query_guidance": 0,
+}  # fmt: skip
 """The values that others must have beside `full_attention_share`."""
 
 
@@ -274,6 +370,8 @@ def check_options(options: Mapping[str, Any], allowed: Mapping[str, Option] = OP
                 f"expected full_attention_share without any other way of sharing, got it with {', '.join(excluded)}"
                 " (all rows of a group attend to each other: nothing is normalized, scaled or shifted)"
             )
+    if options.get("query_guidance", 0) > 0 and options.get("layers") is None:
+        raise ValueError("expected layers beside query_guidance, which acts where nothing is shared, got none")
 
 
 def split_options(keywords: Mapping[str, Any], options: Mapping[str, Any] | None, function: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """StyleAligned as an adapter: what can be set, how it goes into a model, and how it comes out."""
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
@@ -14,20 +15,20 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import Unpack
 
 from style_aligned.adapter.group_norm import GroupNorm
-from style_aligned.adapter.reference_bank import ReferenceBank
+from style_aligned.adapter.places import find_group_norms, find_self_attentions, resolve, walk
+from style_aligned.adapter.reference_bank import Mask, ReferenceBank
 from style_aligned.adapter.residuals import reset_residuals
 from style_aligned.adapter.self_attention import (
     AttentionAdapter,
     FullySharedAttentionAdapter,
     SharedAttentionAdapter,
     find_attention,
-    find_self_attentions,
     only_self,
-    walk,
 )
 from style_aligned.adapter.sharing import CONTEXT, Sharing
 from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
+OF_SHARING = ("strength", "scale", "shift", "set_size", "halves", "query_guidance")
 FIXED = [name for name, option in OPTIONS.items() if not option.changeable]
 """The options that decide which layers there are."""
 
@@ -78,36 +79,82 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise TypeError(f"expected a target that is a Chain, such as an SDXLUNet, got a {type(target).__name__}")
         check_options(options)
         given: dict[str, Any] = {**{name: option.default for name, option in OPTIONS.items()}, **options}
-        self._options = {name: given[name] for name in FIXED}
+        self._options = given
         self._sharing = Sharing()
-        for name in OPTIONS.keys() - FIXED:
-            setattr(self._sharing, name, given[name])
 
         with self.setup_adapter(target):
             super().__init__(target)
         self._check_target()
+        self._apply_options()
         self._is_injected = False
         self._adapters: list[AttentionAdapter | GroupNorm] = []
         self._hooks: list[RemovableHandle] = []
         self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name not in OPTIONS:
-            return super().__getattr__(name)
-        return self._options[name] if name in FIXED else getattr(self._sharing, name)
+        return self._options[name] if name in OPTIONS else super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in OPTIONS:
             super().__setattr__(name, value)
             return
-        check_options({**{name: getattr(self, name) for name in OPTIONS}, name: value})
-        if name not in FIXED:
-            setattr(self._sharing, name, value)
-        elif self._is_injected:
+        check_options({**self._options, name: value})
+        if name in FIXED and self._is_injected:
             raise ValueError(f"expected {name} to be set before inject(), got it while injected: eject() first")
-        else:
-            self._options[name] = value
-        self._checked_rows = None
+        if name == "layers":
+            resolve(value, list(self.layers()))
+        self._options[name] = value
+        self._apply_options()
+
+    def layers(self, layer_type: Any = None, recurse: bool = False) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the names of the self-attentions that can be selected, in the order in which diffusers counts them.
+
+        Parts of a name select as well: `up`, `up.0`, `up.0.1`. Group normalizations go with their block, such as
+        `up.0.1`, and the one of the output is `out`.
+
+        Args:
+            layer_type: If it is given, this walks the layers of that type instead, as in any other chain.
+            recurse: Whether to recurse into them.
+
+        Returns:
+            By name, how many latents a side go into one token of the layer.
+        """
+        if layer_type is not None:
+            return super().layers(layer_type, recurse)
+        return {place.name: place.downscale for place in find_self_attentions(self.target)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, by name."""
+        return dict(self._options)
+
+    @property
+    def reference_mask(self) -> Tensor | None:
+        """Which part of the reference gives the style: weights between 0 and 1, of shape (height, width). None: all."""
+        return None if self._sharing.mask is None else self._sharing.mask.weights
+
+    @reference_mask.setter
+    def reference_mask(self, mask: Tensor | None) -> None:
+        if mask is not None and (mask.ndim != 2 or not mask.isfinite().all() or mask.min() < 0 or mask.max() > 1):
+            raise ValueError("expected a reference_mask of shape (height, width) with weights between 0 and 1")
+        if mask is not None and mask.max() == 0:
+            raise ValueError("expected a reference_mask that leaves something of the reference, got zeros alone")
+        self._sharing.mask = None if mask is None or (mask == 1).all() else Mask(mask)
+
+    def set_step(self, step: int, num_steps: int) -> bool:
+        """Say which step of the way is next, for `steps` to be followed. Without it, all steps share.
+
+        Args:
+            step: The step, from 0 on.
+            num_steps: The number of steps.
+
+        Returns:
+            Whether anything is shared at this step. If not, references need not be recorded.
+        """
+        start, end = self.steps
+        self._sharing.is_on = start <= step / num_steps < end
+        strengths = self._sharing.strengths
+        return self._sharing.is_on and self.strength > 0 and (strengths is None or any(strengths.values()))
 
     def inject(self: TStyleAlignedAdapter, parent: fl.Chain | None = None) -> TStyleAlignedAdapter:
         """Inject the adapter.
@@ -134,6 +181,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             for unet, _ in walk(self.target, unet_type):
                 self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
         super().inject(parent)
+        self._sharing.is_on = True
         self.set_context(CONTEXT, {"sharing": self._sharing})
         self._is_injected = True
         self._checked_rows = None
@@ -194,26 +242,39 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             ```
         """
         self._check_mode("record")
-        bank.start(self.target, self._options)
-        with self._in_mode("record", bank):
+        mask = self._sharing.mask
+        bank.start(self.target, self._recorded_options(), None if mask is None else Mask(mask.weights))
+        with self._in_mode("record", [bank], [1.0]):
             yield
 
     @contextmanager
-    def replay(self, bank: ReferenceBank) -> Generator[None, None, None]:
+    def replay(self, *banks: ReferenceBank, weights: Sequence[float] | None = None) -> Generator[None, None, None]:
         """Make the target take targets alone, which share the references that were recorded.
 
         A batch holds as many consecutive rows for each of the recorded ones, in their order. They may be of another
-        size than the references.
+        size than the references. With several banks the targets share the references of all of them.
 
         Args:
-            bank: What was recorded.
+            banks: What was recorded.
+            weights: What each bank counts for, in proportion. None means all alike.
 
         Raises:
-            ValueError: As for `record`, or if the bank is empty, or was recorded with another target or other options.
+            ValueError: As for `record`, or if a bank is empty, or was recorded with another target or other options,
+                if the weights are no numbers of at least 0, one for each bank, or if there are several references
+                beside `query_guidance`.
         """
         self._check_mode("replay")
-        bank.check_recorded(self.target, self._options)
-        with self._in_mode("replay", bank):
+        weights = [1.0] * len(banks) if weights is None else list(weights)
+        if len(weights) != len(banks) or not banks:
+            raise ValueError(f"expected a weight for each bank, got {len(weights)} for {len(banks)}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) == 0:
+            raise ValueError(f"expected weights of at least 0 that do not sum up to nothing, got {weights}")
+        weighted = [(bank, weight / sum(weights)) for bank, weight in zip(banks, weights, strict=True) if weight > 0]
+        if len(weighted) > 1 and self.query_guidance:
+            raise ValueError("expected one reference beside query_guidance, got several")
+        for bank, _ in weighted:
+            bank.check_recorded(self.target, self._recorded_options())
+        with self._in_mode("replay", [bank for bank, _ in weighted], [share for _, share in weighted]):
             yield
 
     def _check_mode(self, mode: str) -> None:
@@ -228,25 +289,38 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected {mode}() outside of {self._sharing.mode}(), got it inside")
 
     @contextmanager
-    def _in_mode(self, mode: Literal["record", "replay"], bank: ReferenceBank) -> Generator[None, None, None]:
-        self._sharing.mode, self._sharing.bank = mode, bank
+    def _in_mode(
+        self, mode: Literal["record", "replay"], banks: Sequence[ReferenceBank], shares: Sequence[float]
+    ) -> Generator[None, None, None]:
+        sharing = self._sharing
+        sharing.mode, sharing.banks, sharing.shares = mode, banks, shares
         try:
             yield
         finally:
-            self._sharing.mode, self._sharing.bank = "batch", ReferenceBank()
+            sharing.mode, sharing.banks, sharing.shares = "batch", (), (1.0,)
+
+    def _recorded_options(self) -> dict[str, Any]:
+        """Return the options that decide on what is recorded."""
+        return {name: self._options[name] for name in (*FIXED, "halves")}
+
+    def _apply_options(self) -> None:
+        """Tell the layers what can change while they are there."""
+        for name in OF_SHARING:
+            setattr(self._sharing, name, self._options[name])
+        layers = self._options["layers"]
+        self._sharing.strengths = None if layers is None else resolve(layers, list(self.layers()))
+        self._checked_rows = None
 
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""
         name = type(self.target).__name__
-        layers: list[Any] = [*self.target.get_parents(), *self.target.modules()]
-        for layer in layers:
-            kind = type(layer).__name__
-            if isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned):
+        for layer in (*self.target.get_parents(), *self.target.modules()):
+            if is_adapted(layer):
                 raise ValueError(
                     f"expected a target that no StyleAlignedAdapter is injected in, got a {name} with a"
-                    f" {kind} already: eject the other adapter first"
+                    f" {type(layer).__name__} already: eject the other adapter first"
                 )
-        self_attentions = find_self_attentions(self.target)
+        self_attentions = [place.layer for place in find_self_attentions(self.target)]
         if not self_attentions and not (self.share_group_norm and any(walk(self.target, fl.GroupNorm))):
             kinds = "self-attention or group normalization" if self.share_group_norm else "self-attention"
             raise ValueError(f"expected a target with at least one {kinds}, got a {name} with none")
@@ -258,26 +332,24 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         adapters: list[AttentionAdapter] = []
         names = ("adain_queries", "adain_keys", "adain_values", "share_attention")
         options: dict[str, Any] = {name: self._options[name] for name in names}
-        self_attentions = find_self_attentions(self.target) if any(options.values()) else []
-        alone = only_self(len(self_attentions), level=self.only_self_level)
-        for index, self_attention in enumerate(self_attentions):
-            attention = find_attention(self_attention)
-            if alone[index]:
+        places = find_self_attentions(self.target) if any(options.values()) else []
+        for place, is_alone in zip(places, only_self(len(places), level=self.only_self_level), strict=True):
+            attention = find_attention(place.layer)
+            if is_alone:
                 continue
             if self.full_attention_share:
-                adapter = FullySharedAttentionAdapter(attention)
+                adapter = FullySharedAttentionAdapter(attention, place.name)
             else:
-                adapter = SharedAttentionAdapter(attention, f"self_attention_{index}", **options)
-            adapters.append(adapter.inject(self_attention))
+                adapter = SharedAttentionAdapter(attention, place.name, **options)
+            adapters.append(adapter.inject(place.layer))
         return adapters
 
     def _adapt_group_norms(self) -> list[GroupNorm]:
         """Put a shared normalization in place of every one, if they are to be shared."""
         shared: list[GroupNorm] = []
-        if self.share_group_norm:
-            for index, (group_norm, parent) in enumerate(list(walk(self.target, fl.GroupNorm))):
-                shared.append(GroupNorm(group_norm, f"group_norm_{index}"))
-                parent.replace(group_norm, shared[-1])
+        for place in find_group_norms(self.target) if self.share_group_norm else ():
+            shared.append(GroupNorm(place.layer, f"{place.name}.group_norm_{len(shared)}"))
+            place.parent.replace(place.layer, shared[-1])
         return shared
 
     def _before_pass(self, unet: fl.Chain, inputs: tuple[Tensor]) -> None:
@@ -294,15 +366,27 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
                 f" rank {x.ndim} and shape {tuple(x.shape)}"
             )
-        if sharing.mode == "batch":
+        sharing.check_halves(len(x))
+        if sharing.mode == "replay":
+            for bank in sharing.banks:
+                bank.check_targets(x)
+            return
+        mask = sharing.mask
+        if sharing.mode == "record":
+            sharing.banks[0].latents_shape = x.shape
+            mask = sharing.banks[0].mask
+        else:
             sharing.group_size(len(x))
             if len(x) != self._checked_rows:  # once: looking at latents makes a GPU wait
                 check_halves(x, sharing.set_size)
                 self._checked_rows = len(x)
-        elif sharing.mode == "record":
-            sharing.bank.latents_shape = x.shape
-        else:
-            sharing.bank.check_targets(x)
+        if mask is not None:
+            mask.fit(*x.shape[-2:])
+
+
+def is_adapted(layer: object) -> bool:
+    """Return whether a layer is one that an adapter for StyleAligned, this or Refiners' own, has put there."""
+    return isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned)
 
 
 def check_halves(x: Tensor, set_size: int | None) -> None:

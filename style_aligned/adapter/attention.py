@@ -25,12 +25,14 @@ class SharedAttention(fl.Chain):
         (Float[Tensor, "rows tokens dim"]): The attended values.
     """
 
-    def __init__(self, attention: fl.ScaledDotProductAttention) -> None:
+    def __init__(self, attention: fl.ScaledDotProductAttention, place: str) -> None:
         """Initialize the SharedAttention layer.
 
         Args:
             attention: The attention to share.
+            place: The name of the place, which may have a strength of its own.
         """
+        self._place = place
         super().__init__(attention)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,7 +48,7 @@ class SharedAttention(fl.Chain):
         if sharing.mode == "replay":
             return self.attend_to_shared(query, key, value)
 
-        set_size = sharing.group_size(query.shape[0])
+        set_size = sharing.shared_group_size(query.shape[0])
         attended: list[Tensor] = []
         for start in range(0, query.shape[0], set_size):
             reference, targets = slice(start, start + 1), slice(start + 1, start + set_size)
@@ -67,13 +69,13 @@ class SharedAttention(fl.Chain):
             key: The keys.
             value: The values.
         """
-        tokens, reference_tokens = query.shape[1], key.shape[1] - query.shape[1]
-        log_weight = get_sharing(self).log_weight(tokens, reference_tokens)
-        if log_weight == 0:
-            return self[0](query, key, value)
-        bias = key.new_zeros(tokens + reference_tokens)
-        limits = torch.finfo(key.dtype)
-        bias[tokens:] = min(max(log_weight, limits.min), limits.max)
+        tokens, limits = query.shape[1], torch.finfo(key.dtype)
+        log_weights = get_sharing(self).log_weights(self._place, key, tokens)
+        if not isinstance(log_weights, Tensor):
+            if log_weights == 0:
+                return self[0](query, key, value)
+            log_weights = key.new_tensor(min(max(log_weights, limits.min), limits.max)).expand(key.shape[1] - tokens)
+        bias = torch.cat((key.new_zeros(tokens), log_weights.clamp(limits.min, limits.max).to(dtype=key.dtype)))
         return biased_attention(self.ensure_find(fl.ScaledDotProductAttention), query, key, value, bias)
 
 
@@ -140,6 +142,6 @@ class FullySharedAttention(fl.Chain):
         key: Float[Tensor, "rows tokens dim"],
         value: Float[Tensor, "rows tokens dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
-        groups = query.shape[0] // get_sharing(self).group_size(query.shape[0])
+        groups = query.shape[0] // get_sharing(self).shared_group_size(query.shape[0])
         laid_end_to_end = (x.reshape(groups, -1, x.shape[-1]) for x in (query, key, value))
         return self[0](*laid_end_to_end).reshape(query.shape)

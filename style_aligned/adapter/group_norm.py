@@ -5,7 +5,7 @@ from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from torch import Tensor
 
-from style_aligned.adapter.reference_bank import References
+from style_aligned.adapter.reference_bank import Mask, References
 from style_aligned.adapter.sharing import get_sharing
 
 
@@ -47,31 +47,51 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
         self, x: Float[Tensor, "rows channels *size"]
     ) -> Float[Tensor, "rows channels *size"]:
         sharing = get_sharing(self)
-        if sharing.is_plain(x.shape[0]):
+        if sharing.is_plain(x.shape[0], self.place):
             return super().forward(x)
-        if sharing.mode == "record":
-            sharing.bank.store(self.place, self.moments(x))
-            return super().forward(x)
+        if sharing.halves == "both":
+            return self.share(x)
+        negative, positive = x.chunk(2)
+        return torch.cat((super().forward(negative), self.share(positive)))
+
+    def share(self, x: Float[Tensor, "rows channels *size"]) -> Float[Tensor, "rows channels *size"]:
+        """Normalize the rows of those guidance halves that share.
+
+        Args:
+            x: The features.
+        """
+        sharing = get_sharing(self)
         if sharing.mode == "replay":
-            references = sharing.bank.fetch(self.place, x)
+            references = sharing.fetch(self.place, x)
         else:
-            references = self.moments(x[:: sharing.group_size(x.shape[0])])
+            references = self.moments(x[:: sharing.shared_group_size(x.shape[0])], sharing.mask_here)
+            sharing.record(self.place, references)
         own, targets = sharing.split(x, references.groups)
+        if targets.shape[1] == 0:
+            return super().forward(x)
         own = super().forward(own.flatten(start_dim=0, end_dim=1)).reshape(own.shape)
         return sharing.join(own, self.normalize(targets, references))
 
-    def moments(self, x: Float[Tensor, "rows channels *size"]) -> References:
+    def moments(self, x: Float[Tensor, "rows channels *size"], mask: Mask | None) -> References:
         """Take the moments of each row, in float32 or better.
 
         Args:
             x: The features.
+            mask: Which part of them counts.
 
         Returns:
             The mean and the variance, of shape (rows, 1, num_groups).
         """
         grouped = self._group(x)
-        mean = grouped.mean(dim=-1, keepdim=True)
-        variance = (grouped - mean).square().mean(dim=-1, keepdim=True)
+        if mask is None:
+            mean = grouped.mean(dim=-1, keepdim=True)
+            variance = (grouped - mean).square().mean(dim=-1, keepdim=True)
+        else:
+            pixels = x[0, 0].numel()
+            weights = mask.of_tokens(pixels, grouped).repeat(grouped.shape[-1] // pixels)
+            shares = weights / weights.sum()
+            mean = (shares * grouped).sum(dim=-1, keepdim=True)
+            variance = (shares * (grouped - mean).square()).sum(dim=-1, keepdim=True)
         return References(mean=mean.transpose(1, 2), variance=variance.transpose(1, 2))
 
     def normalize(
@@ -96,7 +116,9 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
         )
 
         # the variance of the two together is the mean of theirs, and what the distance of their means adds
-        part = get_sharing(self).strength / (1 + get_sharing(self).strength)
+        sharing = get_sharing(self)
+        strength = sharing.strength_at(self.place) * sharing.mask_weight()
+        part = strength / (1 + strength)
         distance = mean - reference_mean
         pooled = variance.lerp(reference_variance, part) + part * (1 - part) * distance.square()
         # as factor and summand of each channel, which takes a single pass over the features

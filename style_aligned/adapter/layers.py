@@ -54,13 +54,12 @@ class GetReferences(fl.ContextModule):
             )
         sharing = get_sharing(self)
         if sharing.mode == "replay":
-            return sharing.bank.fetch(self.place, features)
-        tokens = features[:: sharing.group_size(features.shape[0])]
-        mean, variance = moments(tokens) if self.adain else (None, None)
-        references = References(tokens if self.share else None, mean, variance)
-        if sharing.mode == "record":
-            sharing.bank.store(self.place, references)
-        return references
+            return sharing.fetch(self.place, features)
+        tokens = features[:: sharing.shared_group_size(features.shape[0])]
+        mask, (mean, variance) = sharing.mask_here, (None, None)
+        if self.adain:
+            mean, variance = moments(tokens, None if mask is None else mask.of_tokens(tokens.shape[1], tokens))
+        return sharing.record(self.place, References(tokens if self.share else None, mean, variance))
 
 
 class AdaIn(fl.ContextModule):
@@ -80,13 +79,15 @@ class AdaIn(fl.ContextModule):
         references (References): The references (unchanged).
     """
 
-    def __init__(self, epsilon: float = 1e-5) -> None:
+    def __init__(self, place: str, epsilon: float = 1e-5) -> None:
         """Initialize the AdaIn layer.
 
         Args:
+            place: The name of the place, which may have a strength of its own.
             epsilon: What is added to the variance, so that constant channels do not divide by zero.
         """
         super().__init__()
+        self._place = place
         self.epsilon = epsilon
 
     def forward(
@@ -97,8 +98,8 @@ class AdaIn(fl.ContextModule):
         if targets.shape[1] == 0:
             return features, references
         normalized = self.normalize(targets, references)
-        if sharing.strength < 1:
-            normalized = targets.lerp(normalized, sharing.strength)
+        if (strength := sharing.strength_at(self._place)) < 1:
+            normalized = targets.lerp(normalized, strength)
         return sharing.join(own, normalized), references
 
     def normalize(
@@ -207,7 +208,7 @@ class StyleAligned(fl.Chain):
                 GetReferences(place, adain=adain, share=share),
             ),
             # features: (rows, tokens, dim), references: (groups, reference_tokens, dim)
-            AdaIn(),
+            AdaIn(place),
             fl.Distribute(
                 fl.Identity(),
                 ScaleReferences(),

@@ -1,5 +1,6 @@
 """What the targets need of their references: taken from the batch, or recorded in one pass and replayed in others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import ref
@@ -48,6 +49,7 @@ class ReferenceBank:
     Attributes:
         device: Where it is kept. None means where it is computed.
         latents_shape: The shape of the references' latents. None means that no U-Net has recorded.
+        mask: Which part of the references gives the style.
     """
 
     def __init__(self, device: Device | str | None = None) -> None:
@@ -59,6 +61,7 @@ class ReferenceBank:
         """
         self.device = None if device is None else Device(device)
         self.latents_shape: Size | None = None
+        self.mask: Mask | None = None
         self._target: ref[fl.Chain] | None = None
         self._options: dict[str, Any] = {}
         self._references: dict[str, References] = {}
@@ -74,17 +77,20 @@ class ReferenceBank:
     def clear(self) -> None:
         """Forget what was recorded."""
         self.latents_shape = None
+        self.mask = None
         self._target = None
         self._references.clear()
 
-    def start(self, target: fl.Chain, options: dict[str, Any]) -> None:
+    def start(self, target: fl.Chain, options: dict[str, Any], mask: "Mask | None" = None) -> None:
         """Forget what was recorded, and remember what is going to record.
 
         Args:
             target: The target of the adapter.
             options: The options of the adapter that decide on what is recorded.
+            mask: Which part of the references gives the style.
         """
         self.clear()
+        self.mask = mask
         self._target = ref(target)
         self._options = dict(options)  # the adapter's own may change later
 
@@ -124,6 +130,12 @@ class ReferenceBank:
                 " the references that were recorded"
             )
 
+    def count_tokens(self, place: str) -> int:
+        """Return the number of tokens that were recorded at a place."""
+        tokens = self._references[place].tokens
+        assert tokens is not None
+        return tokens.shape[1]
+
     def store(self, place: str, references: References) -> None:
         """Keep what there is of the references at one place.
 
@@ -154,16 +166,92 @@ class ReferenceBank:
         return references
 
 
-def moments(x: Float[Tensor, "*batch tokens dim"]) -> tuple[Tensor, Tensor]:
+class Mask:
+    """Which part of the references gives the style.
+
+    Attributes:
+        weights: The weight of each part of the picture, between 0 and 1.
+        mean: The mean weight.
+        latents_size: The height and width of the latents. None means those of the mask.
+    """
+
+    def __init__(self, weights: Float[Tensor, "height width"]) -> None:
+        """Initialize the Mask.
+
+        Args:
+            weights: The weight of each part of the picture, between 0 and 1.
+        """
+        self.weights = weights.detach().float().cpu()
+        self.mean = float(self.weights.mean())
+        self.latents_size: tuple[int, int] | None = None
+        self._of_tokens: dict[int, Tensor] = {}
+
+    def fit(self, height: int, width: int) -> None:
+        """Have the mask fit latents of a size."""
+        if self.latents_size != (height, width):
+            self.latents_size = height, width
+            self._of_tokens.clear()
+
+    def of_tokens(self, tokens: int, like: Tensor) -> Float[Tensor, "tokens"]:
+        """Return the weight of each token of a layer: the mean over its area.
+
+        Args:
+            tokens: The number of tokens, whatever the resolution of the layer is.
+            like: A tensor of the device that is needed. Weights are in float32 or better.
+
+        Raises:
+            ValueError: If the latents have no such resolution.
+        """
+        if tokens not in self._of_tokens:
+            height, width = self.latents_size or self.weights.shape
+            sizes = [(-(-height // scale), -(-width // scale)) for scale in (1, 2, 4, 8, 16, 32, 64)]
+            size = next((size for size in sizes if size[0] * size[1] == tokens), None)
+            if size is None:
+                raise ValueError(f"expected layers at a resolution of latents of {height}x{width}, got {tokens} tokens")
+            pooled = torch.nn.functional.adaptive_avg_pool2d(self.weights[None], size)
+            dtype = torch.promote_types(like.dtype, torch.float32)
+            self._of_tokens[tokens] = pooled.flatten().to(device=like.device, dtype=dtype)
+        return self._of_tokens[tokens]
+
+
+def moments(
+    x: Float[Tensor, "*batch tokens dim"], weights: Float[Tensor, "tokens"] | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the mean and the unbiased variance over the tokens, in float32 or better.
 
     Args:
         x: The features.
+        weights: How much each token counts. None counts all alike.
 
     Returns:
         The mean and the variance, of shape (*batch, 1, dim). The variance of a single token is 0.
     """
     # Sums, since `torch.var_mean` over this axis takes ten times as long on the CPU.
     x = x.to(dtype=torch.promote_types(x.dtype, torch.float32))
-    mean = x.mean(dim=-2, keepdim=True)
-    return mean, (x - mean).square().sum(dim=-2, keepdim=True) / max(x.shape[-2] - 1, 1)
+    tokens = x.shape[-2]
+    if weights is None:
+        mean = x.mean(dim=-2, keepdim=True)
+        return mean, (x - mean).square().sum(dim=-2, keepdim=True) / max(tokens - 1, 1)
+    shares = (weights / weights.sum()).unsqueeze(dim=-1).to(dtype=x.dtype)
+    mean = (shares * x).sum(dim=-2, keepdim=True)
+    return mean, (shares * (x - mean).square()).sum(dim=-2, keepdim=True) * (tokens / max(tokens - 1, 1))
+
+
+def mix(references: Sequence[References], shares: Sequence[float]) -> References:
+    """Return several references as one: their tokens side by side, and the moments of their mixture.
+
+    Args:
+        references: The references.
+        shares: What each of them counts for, summing up to 1.
+    """
+    if len(references) == 1:
+        return references[0]
+    tokens = [reference.tokens for reference in references if reference.tokens is not None]
+    means = [reference.mean for reference in references if reference.mean is not None]
+    variances = [reference.variance for reference in references if reference.variance is not None]
+    mean = variance = None
+    if means:
+        mean = torch.stack([share * one for share, one in zip(shares, means, strict=True)]).sum(dim=0)
+        parts = zip(shares, means, variances, strict=True)
+        variance = torch.stack([share * (own + (one - mean).square()) for share, one, own in parts]).sum(dim=0)
+    return References(torch.cat(tokens, dim=1) if tokens else None, mean, variance)

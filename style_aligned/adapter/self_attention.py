@@ -1,20 +1,14 @@
-"""The places in a model where sharing happens, and one sub-adapter for each."""
-
-from collections.abc import Iterator
-from typing import TypeVar
+"""One sub-adapter for each self-attention."""
 
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
-from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import MiddleBlock as SD1MiddleBlock
-from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import MiddleBlock as SDXLMiddleBlock
-from torch import Tensor
+from torch import Tensor, cat
 
 from style_aligned.adapter.attention import FullySharedAttention, SharedAttention
 from style_aligned.adapter.layers import StyleAligned
+from style_aligned.adapter.reference_bank import References
 from style_aligned.adapter.sharing import get_sharing
-
-TLayer = TypeVar("TLayer", bound=fl.Module)
 
 
 class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -34,13 +28,15 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
         (Float[Tensor, "rows tokens dim"]): The attended values.
     """
 
-    def __init__(self, target: fl.ScaledDotProductAttention, *layers: fl.Module) -> None:
+    def __init__(self, target: fl.ScaledDotProductAttention, place: str, *layers: fl.Module) -> None:
         """Initialize the AttentionAdapter.
 
         Args:
             target: The attention.
+            place: Its name.
             layers: The layers that take its place, and hold it.
         """
+        self._place = place
         with self.setup_adapter(target):
             super().__init__(*layers)
         self.num_heads = target.num_heads
@@ -58,9 +54,41 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
         key: Float[Tensor, "rows tokens dim"],
         value: Float[Tensor, "rows tokens dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
-        if get_sharing(self).is_plain(query.shape[0]):
-            return self.plain_attention(query, key, value)
-        return super().forward(query, key, value)
+        sharing = get_sharing(self)
+        if sharing.is_plain(query.shape[0], self._place):
+            return self.plain_attention(self.guide(query), key, value)
+        if sharing.halves == "both":
+            return super().forward(query, key, value)
+        negative, positive = zip(*(x.chunk(2) for x in (query, key, value)), strict=True)
+        return cat((self.plain_attention(*negative), super().forward(*positive)))
+
+    def guide(self, query: Float[Tensor, "rows tokens dim"]) -> Float[Tensor, "rows tokens dim"]:
+        """Give the negative rows the reference's queries, for guidance to lead away from what it shows.
+
+        This is the negative visual query guidance of [[arXiv:2510.06827] StyleKeeper: Prevent Content Leakage using
+        Negative Visual Query Guidance](https://arxiv.org/abs/2510.06827). It is where nothing else is shared.
+
+        Args:
+            query: The queries.
+
+        Raises:
+            ValueError: If the reference is of another size.
+        """
+        sharing, place = get_sharing(self), f"{self._place}.queries"
+        amount = sharing.query_guidance * min(sharing.strength, 1)
+        if amount == 0 or not sharing.is_on or sharing.strength_at(self._place) != 0:
+            return query
+        negative, positive = query.chunk(2)
+        if sharing.mode == "replay":
+            references = sharing.fetch(place, negative)
+        else:
+            references = sharing.record(place, References(negative[:: sharing.group_size(query.shape[0])]))
+        assert references.tokens is not None
+        if references.tokens.shape[1] != query.shape[1]:
+            raise ValueError("expected targets of the reference's size, got others: query_guidance needs its queries")
+        own, targets = sharing.split(negative, references.groups)
+        guided = targets.lerp(references.tokens.unsqueeze(dim=1).expand_as(targets), amount)
+        return cat((sharing.join(own, guided), positive))
 
     @property
     def plain_attention(self) -> fl.Module:
@@ -97,6 +125,7 @@ class SharedAttentionAdapter(AttentionAdapter):
 
         super().__init__(
             target,
+            place,
             # queries, keys, values: (rows, tokens, dim)
             fl.Distribute(
                 align("queries", adain=adain_queries, share=False),
@@ -104,7 +133,7 @@ class SharedAttentionAdapter(AttentionAdapter):
                 align("values", adain=adain_values, share=share_attention),
             ),
             # queries: (rows, tokens, dim), keys, values: (rows, tokens + reference_tokens, dim)
-            SharedAttention(target),
+            SharedAttention(target, place),
             # (rows, tokens, dim)
         )
 
@@ -112,25 +141,14 @@ class SharedAttentionAdapter(AttentionAdapter):
 class FullySharedAttentionAdapter(AttentionAdapter):
     """Have all rows of a group attend to each other."""
 
-    def __init__(self, target: fl.ScaledDotProductAttention) -> None:
+    def __init__(self, target: fl.ScaledDotProductAttention, place: str) -> None:
         """Initialize the FullySharedAttentionAdapter.
 
         Args:
             target: The attention.
+            place: Its name.
         """
-        super().__init__(target, FullySharedAttention(target))
-
-
-def find_self_attentions(target: fl.Chain) -> list[fl.SelfAttention]:
-    """Find the self-attentions of a model, in the order in which diffusers counts them: down, up, middle."""
-    walked = [self_attention for self_attention, _ in walk(target, fl.SelfAttention)]
-    middle = {
-        id(self_attention)
-        for block_type in (SD1MiddleBlock, SDXLMiddleBlock)
-        for block, _ in walk(target, block_type)
-        for self_attention, _ in walk(block, fl.SelfAttention)
-    }
-    return sorted(walked, key=lambda self_attention: id(self_attention) in middle)  # stable
+        super().__init__(target, place, FullySharedAttention(target))
 
 
 def find_attention(self_attention: fl.SelfAttention) -> fl.ScaledDotProductAttention:
@@ -166,20 +184,3 @@ def only_self(total: int, level: float) -> list[bool]:
     every = total // spread if spread > 0 else total + 1
     alone = [spread > 0 and index % every == 0 for index in range(total)]
     return [not is_alone for is_alone in alone] if flipped else alone
-
-
-def walk(chain: fl.Chain, layer_type: type[TLayer]) -> Iterator[tuple[TLayer, fl.Chain]]:
-    """Walk the layers of the given type, with their parents, that are in the data flow of the chain.
-
-    What a `Passthrough` holds is left out, since its output is dropped: a ControlNet has attentions of its own.
-    """
-
-    def is_found(layer: fl.Module, _: fl.Chain) -> bool:
-        if isinstance(layer, fl.Passthrough):
-            raise StopIteration  # prunes
-        return isinstance(layer, layer_type)
-
-    if isinstance(chain, layer_type):
-        yield chain, chain.parent or chain
-    else:
-        yield from chain.walk(is_found)  # pyright: ignore[reportReturnType]

@@ -1,13 +1,16 @@
 """What the layers of StyleAligned go by: one object, which the adapter puts into their context."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from refiners.fluxion import layers as fl
 from torch import Tensor, cat
 
-from style_aligned.adapter.reference_bank import ReferenceBank
+from style_aligned.adapter.places import strength_of
+from style_aligned.adapter.reference_bank import Mask, ReferenceBank, References, mix
 
 CONTEXT = "style_aligned"
 
@@ -17,24 +20,37 @@ class Sharing:
     """What is shared now, and how much of it.
 
     Rows are laid out in *groups* of `set_size` consecutive rows: a group is one guidance half of one set of images, and
-    its first row is the reference of the others, the targets.
+    its first row is the reference of the others, the targets. With guidance the first half of the groups is the
+    negative one.
 
     Attributes:
         strength: How often the reference counts.
         scale: The factor for the keys of the references.
         shift: What is added to the scores of the references.
         set_size: The number of rows in a group. None means half of a batch: the two guidance halves of one set.
+        halves: Whether both guidance halves share, or the positive one alone.
+        query_guidance: How far the negative rows take the reference's queries where nothing is shared.
+        strengths: The strengths of the selected layers, by which `strength` is multiplied. None means everywhere.
+        mask: Which part of the references gives the style.
+        is_on: Whether anything is shared at the present step.
         mode: Whether a batch holds references and targets (`"batch"`), references alone, which are recorded
             (`"record"`), or targets alone, for which the recorded references are replayed (`"replay"`).
-        bank: What is recorded or replayed.
+        banks: What is recorded or replayed.
+        shares: What each bank counts for, summing up to 1.
     """
 
     strength: float = 1.0
     scale: float = 1.0
     shift: float = 0.0
     set_size: int | None = None
+    halves: Literal["both", "positive"] = "both"
+    query_guidance: float = 0.0
+    strengths: Mapping[str, float] | None = None
+    mask: Mask | None = None
+    is_on: bool = True
     mode: Literal["batch", "record", "replay"] = "batch"
-    bank: ReferenceBank = field(default_factory=ReferenceBank)
+    banks: Sequence[ReferenceBank] = ()
+    shares: Sequence[float] = (1.0,)
 
     def group_size(self, rows: int) -> int:
         """Return the number of consecutive rows that make a group of a batch with references.
@@ -58,12 +74,55 @@ class Sharing:
             raise ValueError(f"got a batch of {rows} rows, expected a multiple of set_size={self.set_size}")
         return self.set_size
 
-    def is_plain(self, rows: int) -> bool:
-        """Return whether a batch comes out as it does without StyleAligned, and nothing is to be recorded."""
+    def shared_group_size(self, rows: int) -> int:
+        """Return the number of consecutive rows that make a group of those halves of a batch that share.
+
+        Args:
+            rows: The number of rows in these halves.
+        """
+        return self.group_size(2 * rows if self.halves == "positive" else rows)
+
+    def check_halves(self, rows: int) -> None:
+        """Check that a batch has two guidance halves, if that matters.
+
+        Args:
+            rows: The number of rows in the batch.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if self.halves == "both" and self.query_guidance == 0:
+            return
+        size = self.group_size(rows) if self.mode != "replay" else 1
+        if rows % (2 * size) != 0:
+            name = "halves" if self.halves != "both" else "query_guidance"
+            raise ValueError(
+                f"got a batch of {rows} rows, expected a negative and a positive half of equal size: {name} needs"
+                " classifier-free guidance"
+            )
+
+    def is_plain(self, rows: int, place: str) -> bool:
+        """Return whether rows come out of a place as they do without StyleAligned, and nothing is to be recorded.
+
+        Args:
+            rows: The number of rows.
+            place: The name of the place.
+        """
         rows = len(range(rows))  # has `torch.compile` take it for a constant: with a symbol, shapes take it minutes
+        if not self.is_on or strength_of(self.strengths, place) == 0:
+            return True
         if self.mode == "record":
             return False
         return self.strength == 0 or (self.mode == "batch" and self.group_size(rows) == 1)
+
+    @property
+    def mask_here(self) -> Mask | None:
+        """Which part of the references in the batch gives the style."""
+        return self.banks[0].mask if self.mode == "record" else self.mask
+
+    def strength_at(self, place: str) -> float:
+        """Return how often the reference counts at a place."""
+        return self.strength * strength_of(self.strengths, place)
 
     def split(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Split rows into those of the references and those of the targets.
@@ -85,16 +144,51 @@ class Sharing:
         grouped = targets if references.shape[1] == 0 else cat((references, targets), dim=1)
         return grouped.flatten(start_dim=0, end_dim=1)
 
-    def log_weight(self, tokens: int, reference_tokens: int) -> float:
-        """Return what is added to the scores of the reference's tokens.
+    def record(self, place: str, references: References) -> References:
+        """Keep references, if they are being recorded, and return them."""
+        if self.mode == "record":
+            self.banks[0].store(place, references)
+        return references
+
+    def fetch(self, place: str, features: Tensor) -> References:
+        """Return what was recorded of the references at a place.
+
+        Args:
+            place: The name of the place.
+            features: The features of the targets.
+        """
+        return mix([bank.fetch(place, features) for bank in self.banks], self.shares)
+
+    def log_weights(self, place: str, key: Tensor, tokens: int) -> float | Tensor:
+        """Return what is added to the scores of the reference's tokens: one number for all, or one for each.
 
         A reference counts as `strength` images of the targets' size, whatever its own size is.
 
         Args:
+            place: The name of the place.
+            key: The keys of the targets, followed by those of the references, of shape (targets, shared_tokens, dim).
             tokens: The number of tokens of a target.
-            reference_tokens: The number of tokens of a reference.
         """
-        return self.shift + math.log(self.strength) + math.log(tokens / reference_tokens)
+        base = self.shift + math.log(self.strength_at(place))
+        parts = [(1.0, self.mask, key.shape[1] - tokens)]
+        if self.mode == "replay":
+            lengths = [bank.count_tokens(f"{place}.keys") for bank in self.banks]
+            masks = [bank.mask for bank in self.banks]
+            parts = list(zip(self.shares, masks, lengths, strict=True))
+        log_weights = [base + math.log(share * tokens / length) for share, _, length in parts]
+        if len(parts) == 1 and parts[0][1] is None:
+            return log_weights[0]
+        of_each: list[Tensor] = []
+        for log_weight, (_, mask, length) in zip(log_weights, parts, strict=True):
+            weights = key.new_ones(length) if mask is None else mask.of_tokens(length, key)
+            of_each.append(weights.log() + log_weight)
+        return torch.cat(of_each)
+
+    def mask_weight(self) -> float:
+        """Return what part of the references gives the style."""
+        masks = [bank.mask for bank in self.banks] if self.mode == "replay" else [self.mask]
+        shares = self.shares if self.mode == "replay" else (1.0,)
+        return sum(share * (1.0 if mask is None else mask.mean) for share, mask in zip(shares, masks, strict=True))
 
 
 def get_sharing(layer: fl.ContextModule) -> Sharing:

@@ -1,7 +1,5 @@
 """StyleAligned together with other adapters of Refiners."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -198,36 +196,3 @@ def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
     with StyleAlignedAdapter(other.unet, set_size=3):
         other.set_self_attention_guidance(enable=True, scale=2.0)
         assert torch.equal(denoise(other, PROMPTS), aligned), "in either order"
-
-
-COMPILE_UNET = """
-import torch
-from style_aligned import StyleAlignedAdapter
-from style_aligned.models.mini import MiniUNet
-
-torch.manual_seed(0)
-unet = MiniUNet().requires_grad_(False)
-
-def run(unet):
-    torch.manual_seed(1)
-    unet.set_timestep(torch.tensor([601]))
-    unet.set_clip_text_embedding(torch.randn(6, 32, 128))
-    unet.set_pooled_text_embedding(torch.randn(6, 64))
-    unet.set_time_ids(torch.tensor([[256.0, 256, 0, 0, 256, 256]]).repeat(6, 1))
-    return unet(torch.randn(3, 4, 16, 16).repeat(2, 1, 1, 1))
-
-plain = run(unet)
-StyleAlignedAdapter(unet, shift=0.5).inject()
-aligned = run(unet)
-compiled = torch.compile(unet, backend="aot_eager")
-torch.testing.assert_close(run(compiled), aligned, rtol=1e-4, atol=1e-4)
-assert not torch.allclose(aligned, plain, rtol=1e-3, atol=1e-3)
-print("compiled")
-"""
-
-
-@pytest.mark.slow
-def test_an_adapted_unet_compiles() -> None:
-    # in a process of its own, where annotations are not executed
-    process = subprocess.run([sys.executable, "-c", COMPILE_UNET], capture_output=True, text=True)
-    assert process.stdout == "compiled\n", process.stderr
