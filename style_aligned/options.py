@@ -113,7 +113,7 @@ def _parse_layers(text: str) -> list[str] | dict[str, float]:
 
 
 def _check_steps(name: str, value: Any) -> None:
-    bounds: Sequence[Any] = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    bounds = cast(Sequence[Any], value) if isinstance(value, list | tuple) else ()
     if len(bounds) != 2 or any(isinstance(bound, bool) or not isinstance(bound, int | float) for bound in bounds):
         raise TypeError(
             f"expected {name} to be two numbers, the part of the way that shares (num_inference_steps is how many steps"

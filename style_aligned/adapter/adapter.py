@@ -80,6 +80,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         check_options(options)
         given: dict[str, Any] = {**{name: option.default for name, option in OPTIONS.items()}, **options}
         self._options = given
+        self._progress: float | None = None
         self._sharing = Sharing()
 
         with self.setup_adapter(target):
@@ -151,10 +152,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         Returns:
             Whether anything is shared at this step. If not, references need not be recorded.
         """
-        start, end = self.steps
-        self._sharing.is_on = start <= step / num_steps < end
-        strengths = self._sharing.strengths
-        return self._sharing.is_on and self.strength > 0 and (strengths is None or any(strengths.values()))
+        self._progress = step / num_steps
+        self._follow_steps()
+        return self._sharing.is_on
 
     def inject(self: TStyleAlignedAdapter, parent: fl.Chain | None = None) -> TStyleAlignedAdapter:
         """Inject the adapter.
@@ -181,7 +181,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             for unet, _ in walk(self.target, unet_type):
                 self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
         super().inject(parent)
-        self._sharing.is_on = True
+        self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
         self._is_injected = True
         self._checked_rows = None
@@ -310,6 +310,14 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         layers = self._options["layers"]
         self._sharing.strengths = None if layers is None else resolve(layers, list(self.layers()))
         self._checked_rows = None
+        self._follow_steps()
+
+    def _follow_steps(self) -> None:
+        """Share or not, as it is set for the present step."""
+        strengths = self._sharing.strengths
+        if self._progress is not None:
+            is_any_shared = self.strength > 0 and (strengths is None or any(strengths.values()))
+            self._sharing.is_on = is_any_shared and self.steps[0] <= self._progress < self.steps[1]
 
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""
@@ -366,6 +374,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
                 f" rank {x.ndim} and shape {tuple(x.shape)}"
             )
+        if not sharing.is_on:
+            return
         sharing.check_halves(len(x))
         if sharing.mode == "replay":
             for bank in sharing.banks:

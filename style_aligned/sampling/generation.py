@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from style_aligned.styles.file import check_size
 from style_aligned.styles.style import Style, check_noise
 from style_aligned.words import show
 
-OF_A_REFERENCE = ("reference", "reference_seed", "options", "method", "picture", "details")
+OF_A_REFERENCE = (
+    "reference", "reference_seed", "options", "method", "picture", "details", "reference_mask", "blend",
+)  # fmt: skip
 """Settings that do not matter to unaligned images."""
 
 OnLatents = Callable[[Sequence[int], Sequence[Tensor]], None]
@@ -125,6 +128,8 @@ def generate(
     for name, number in (("batch_size", batch_size), ("chunk_size", chunk_size)):
         SETTINGS[name].check(number)
     style.check(model, force=force)
+    if size != style.size and style.options.get("query_guidance"):
+        raise ValueError("expected images of the reference's size beside query_guidance, got another one")
     warn_about_prompts(model, prompts)
     return Samples(len(prompts), chunk_size, run.draw, of=f"{show(style.prompt, 40)}")
 
@@ -160,7 +165,8 @@ class _Run:
     def draw_latents(self, chunk: range) -> tuple[list[Tensor], dict[str, Any]]:
         """Draw some images, up to their latents. Returns the settings they were drawn with, too."""
         model, style = self.model, self.style
-        new_steps = 0 if style.is_complete or not self.aligned else style.num_inference_steps - style.steps_done
+        left = sum(part.num_inference_steps - part.steps_done for part, _ in style.parts)
+        new_steps = left if self.aligned else 0
         total = len(chunk) * style.num_inference_steps + new_steps
         with (
             exclusive_use(model),
@@ -173,14 +179,22 @@ class _Run:
             if self.aligned:
                 # the model is as it was whenever an image is handed out
                 with StyleAlignedAdapter(model.unet, **style.options) as adapter:
-                    bank = ReferenceBank(device=self.bank_device)
+                    references = [(part, weight, ReferenceBank(self.bank_device)) for part, weight in style.parts]
+                    banks = [bank for _, _, bank in references]
                     for step in solver.inference_steps:
-                        with adapter.record(bank):
-                            if style.advance(model, solver, step):
-                                on_step(1)
-                        with adapter.replay(bank):
+                        is_shared = adapter.set_step(step, style.num_inference_steps)
+                        for part, _, bank in references:
+                            if not is_shared and step < part.steps_done:
+                                continue
+                            adapter.reference_mask = part.reference_mask
+                            with adapter.record(bank):
+                                if part.advance(model, solver, step):
+                                    on_step(1)
+                        weights = [weight for _, weight, _ in references]
+                        with adapter.replay(*banks, weights=weights) if is_shared else nullcontext():
                             self.take_step(chunk, trajectories, texts, step, on_step)
-                    bank.clear()  # before images take their memory
+                    for bank in banks:  # before images take their memory
+                        bank.clear()
             else:
                 for step in solver.inference_steps:
                     self.take_step(chunk, trajectories, texts, step, on_step)

@@ -128,6 +128,14 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["options"], dict):
         raise TypeError(f"expected options by name, got {show(settings['options'])}")
     check_options(cast(dict[str, Any], settings["options"]), STYLE_OPTIONS)
+    if settings["condition_scale"] in (0, 1):
+        needy = {"halves": "both", "query_guidance": 0}
+        options = cast(dict[str, Any], settings["options"])
+        if name := next((name for name, value in needy.items() if options.get(name, value) != value), None):
+            raise ValueError(
+                f"expected guidance beside {name}={options[name]}, which acts on one of its halves, got"
+                f" condition_scale={settings['condition_scale']:g}, which is none"
+            )
     method, picture, details = (settings.get(name, default) for name, default in DEFAULTS.items())
     if method not in METHODS or isinstance(picture, str) != (method != "prompt") or not isinstance(details, dict):
         raise ValueError(
@@ -160,7 +168,7 @@ def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ima
     digest = settings.pop("sha256")
     shapes = _expected_shapes(settings)
     names: set[str] = set(file.keys())
-    if not shapes.keys() - {"pooled_text_embedding", "weights"} <= names <= shapes.keys():
+    if not shapes.keys() - {"pooled_text_embedding", "weights", "reference_mask"} <= names <= shapes.keys():
         raise StyleError(f"expected {path} to hold latents, text embedding and preview, got {sorted(names)}")
     for name in names:
         part = file.get_slice(name)
@@ -197,7 +205,9 @@ def _expected_shapes(settings: Mapping[str, Any]) -> dict[str, list[int | None]]
         "pooled_text_embedding": [halves, None],
         "preview": [None],
     }
-    return shapes if settings["format"] == 1 else {**shapes, "weights": [None]}
+    if settings["format"] == 1:
+        return shapes
+    return {**shapes, "weights": [None], "reference_mask": [*latents_shape((height, width))[2:]]}
 
 
 def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ from style_aligned.styles.file import (
     write_style_file,
 )
 from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
+from style_aligned.styles.mask import prepare_mask
 from style_aligned.styles.picture import Fit, digest_picture, fit_picture, open_picture
 from style_aligned.styles.trajectory import ReferenceTrajectory
 from style_aligned.words import show
@@ -103,6 +105,9 @@ class Style:
             `residual` of its fixed-point iterations. Empty for styles from prompts.
         weights: Samples of the model's weights, by which it is known in another precision. None for styles of files
             that have none.
+        reference_mask: Which part of the reference gives the style: weights between 0 and 1, at the resolution of its
+            latents. None means all of it.
+        blended: The styles that it blends, with their weights. Empty for a style of one reference.
     """
 
     prompt: str
@@ -120,6 +125,8 @@ class Style:
     picture: str | None = None
     details: dict[str, Any] = field(default_factory=dict[str, Any])
     weights: Float[Tensor, " weights"] | None = field(default=None)
+    reference_mask: Float[Tensor, "latents_height latents_width"] | None = field(default=None)
+    blended: tuple[tuple["Style", float], ...] = ()
 
     def __post_init__(self) -> None:
         made = self.trajectory.__dict__.setdefault("made_with", self._made_with())
@@ -139,6 +146,7 @@ class Style:
         num_inference_steps: int | None = None,
         condition_scale: float | int | None = None,
         size: tuple[int, int] | None = None,
+        reference_mask: Tensor | Image.Image | str | Path | None = None,
         options: Mapping[str, Any] | None = None,
         **keywords: Any,
     ) -> "Style":
@@ -154,6 +162,8 @@ class Style:
             condition_scale: The strength of the classifier-free guidance: 0 or 1 turns it off, and saves half of the
                 time. None means what is recommended for the model.
             size: The height and width in pixels. None means what the model was trained for.
+            reference_mask: Which part of the reference gives the style: a picture, of which alpha or brightness counts,
+                its path, or weights between 0 and 1. None means all of it.
             options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], by name.
             keywords: The same options, as keywords. Those that are not given are as recommended for the model.
 
@@ -193,6 +203,7 @@ class Style:
                 text=embed(model, prompt, None if guidance in GUIDANCE_OFF else negative_prompt),
                 trajectory=ReferenceTrajectory.start(steps, Trajectory(model, solver, seed, noise), model),
                 weights=sample_weights(model),
+                reference_mask=None if reference_mask is None else prepare_mask(reference_mask, shape),
             )
 
     @classmethod
@@ -331,6 +342,54 @@ class Style:
                 weights=sample_weights(model),
             )
 
+    @classmethod
+    def blend(cls, styles: Sequence[tuple["Style", float]]) -> "Style":
+        """Blend several styles: targets share the references of all of them.
+
+        Prompt, size and options are those of the first one. Keys and values of the references stand side by side, each
+        with its weight, and AdaIN goes to the moments of their mixture.
+
+        Args:
+            styles: The styles, each with its weight. Weights count in proportion.
+
+        Returns:
+            The blend. It cannot be saved: its styles can.
+
+        Raises:
+            ValueError: If the weights are no numbers of at least 0 that do not sum up to nothing.
+            StyleError: If the styles are of different models, solvers, numbers of steps or guidance.
+
+        Example:
+            ```py
+            from style_aligned import Style, load_model
+
+            model = load_model()
+            neon = Style.from_prompt(model, "a fox, neon sign", num_inference_steps=2)
+            ink = Style.from_prompt(model, "a fox, ink", num_inference_steps=2)
+            assert len(Style.blend([(neon, 0.7), (ink, 0.3)]).parts) == 2
+            ```
+        """
+        parts = [(part, weight * own) for style, weight in styles for part, own in style.parts]
+        weights = [weight for _, weight in parts]
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or sum(weights) == 0:
+            raise ValueError(f"expected weights of at least 0 that do not sum up to nothing, got {weights}")
+        parts = [(part, weight / sum(weights)) for part, weight in parts if weight > 0]
+        first = parts[0][0]
+        for part, _ in parts[1:]:
+            for name in ("model", "solver", "num_inference_steps", "condition_scale"):
+                if (found := getattr(part, name)) != (expected := getattr(first, name)):
+                    raise StyleError(
+                        f"expected styles with the same {name} to blend, got {show(expected)} and {show(found)}"
+                    )
+        if len(parts) > 1 and first.options.get("query_guidance"):
+            raise ValueError("expected one style beside query_guidance, got several")
+        return first if len(parts) == 1 else replace(first, blended=tuple(parts))
+
+    @property
+    def parts(self) -> tuple[tuple["Style", float], ...]:
+        """The styles that it blends with their weights, which is itself alone for a style of one reference."""
+        return self.blended or ((self, 1.0),)
+
     @property
     def steps_done(self) -> int:
         """The number of steps that the reference has done."""
@@ -339,7 +398,7 @@ class Style:
     @property
     def is_complete(self) -> bool:
         """Whether the reference has done all of its steps."""
-        return self.trajectory.is_complete
+        return self.trajectory.is_complete and all(part.is_complete for part, _ in self.blended)
 
     @property
     def latents(self) -> Float[Tensor, "steps 4 height width"]:
@@ -358,6 +417,9 @@ class Style:
     @property
     def digest(self) -> str:
         """A fingerprint of the reference's latents. Steps that are left are done first."""
+        if self.blended:
+            digests = [f"{part.digest} {weight}" for part, weight in self.blended]
+            return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
         known = self.complete().trajectory.__dict__
         if "digest" not in known:
             known["digest"] = hashlib.sha256(tensor_bytes(self.latents)).hexdigest()[:16]
@@ -380,6 +442,8 @@ class Style:
         if self.is_complete:
             return self
         model = self._own_model() if model is None else model
+        for part, _ in self.blended:
+            part.complete(model, on_step=on_step)
         with exclusive_use(model):
             self.check(model)
             solver = make_solver(model, self.num_inference_steps)
@@ -421,7 +485,8 @@ class Style:
 
         Args:
             changes: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter] by name, or
-                `options` for all of them; and `condition_scale`, for styles that were made from pictures.
+                `options` for all of them; `reference_mask`; and `condition_scale`, for styles that were made from
+                pictures.
 
         Raises:
             TypeError: If there is no such setting, or a value is not of its type.
@@ -435,6 +500,10 @@ class Style:
             assert style.with_(shift=0.5).options == {"share_group_norm": True, "scale": 0.9, "shift": 0.5}
             ```
         """
+        masks: dict[str, Any] = {}
+        if "reference_mask" in changes:
+            mask = changes.pop("reference_mask")
+            masks = {"reference_mask": None if mask is None else prepare_mask(mask, self.size)}
         settings: dict[str, Any] = {name: value for name, value in changes.items() if name in SETTINGS}
         options = split_options(
             {name: value for name, value in changes.items() if name not in SETTINGS}, None, "Style.with_"
@@ -453,7 +522,7 @@ class Style:
                 f" {show(changed['condition_scale'])}: the style holds no negative prompt for it"
             )
         check_settings({**self.settings, **{name: changed[name] for name in changed if name in SETTINGS}})
-        return replace(self, **changed)
+        return replace(self, **changed, **masks)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -462,6 +531,11 @@ class Style:
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as they are shown, and written into images."""
+        more: dict[str, Any] = {}
+        if self.reference_mask is not None:
+            more["reference_mask"] = hashlib.sha256(tensor_bytes(self.reference_mask)).hexdigest()[:16]
+        if self.blended:
+            more["blend"] = [{"style": part.describe(), "weight": weight} for part, weight in self.blended]
         from_picture: dict[str, Any] = {}
         if self.method != "prompt":
             from_picture = {"method": self.method, "picture": self.picture, "details": self.details}
@@ -476,6 +550,7 @@ class Style:
             "solver": self.solver,
             "model": self.model,
             **from_picture,
+            **more,
         }
 
     def check(self, model: Model, force: bool = False) -> None:
@@ -491,6 +566,8 @@ class Style:
             ValueError: If the model has self-attention guidance or reference-only control, or is adapted already.
         """
         check_is_model(model)
+        for part, _ in self.blended[1:]:
+            part.check(model, force)
         with exclusive_use(model):
             check_model(model, {})
             self._check_weights(model, force=force and self.is_complete)
@@ -536,10 +613,14 @@ class Style:
                 or if steps are left to do and the latents overflow.
             OSError: If the file cannot be written.
         """
+        if self.blended:
+            raise ValueError("expected a style of one reference to save, got a blend: save the styles that it blends")
         preview = self.preview
         tensors = {"latents": self.latents, **self.text.tensors}
         if self.weights is not None:
             tensors["weights"] = self.weights
+        if self.reference_mask is not None:
+            tensors["reference_mask"] = self.reference_mask
         write_style_file(Path(path), {**self.settings, "size": list(self.size)}, tensors, preview)
 
     @classmethod
@@ -556,14 +637,18 @@ class Style:
             FileNotFoundError: If there is no such file.
         """
         settings, tensors, preview = read_style_file(Path(path))
-        latents, weights = tensors.pop("latents"), tensors.pop("weights", None)
+        latents, weights, mask = (
+            tensors.pop("latents"),
+            tensors.pop("weights", None),
+            tensors.pop("reference_mask", None),
+        )
         text = TextEmbedding(**tensors)
         if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
             text = text.conditional
         trajectory = ReferenceTrajectory(
             settings["num_inference_steps"], list(torch.tensor_split(latents, len(latents))), preview=preview
         )
-        return cls(**settings, text=text, trajectory=trajectory, weights=weights)
+        return cls(**settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask)
 
     @classmethod
     def from_reference(

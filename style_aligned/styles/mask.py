@@ -1,0 +1,46 @@
+"""Masks: which part of a reference gives the style."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from style_aligned.models.family import PIXELS
+
+
+def prepare_mask(
+    mask: Tensor | Image.Image | str | Path, size: tuple[int, int]
+) -> Float[Tensor, "latents_height latents_width"]:
+    """Bring a mask to the size of a reference's latents, by area.
+
+    Args:
+        mask: The mask: a tensor of shape (height, width) with weights between 0 and 1, a picture, of which the alpha
+            channel counts if it has one and the brightness otherwise, or the path of a picture.
+        size: The height and width of the reference, in pixels. A mask of another size is resized, with a warning.
+
+    Raises:
+        ValueError: If a weight is not between 0 and 1, or nothing of the reference is left.
+    """
+    if isinstance(mask, str | Path):
+        with Image.open(mask) as picture:
+            picture.load()
+        mask = picture
+    if isinstance(mask, Image.Image):
+        channel = mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")
+        mask = torch.from_numpy(np.asarray(channel, dtype=np.float32) / 255)  # pyright: ignore[reportUnknownMemberType]
+    if mask.ndim != 2 or not mask.isfinite().all() or mask.min() < 0 or mask.max() > 1:
+        raise ValueError("expected a reference_mask of shape (height, width) with weights between 0 and 1")
+    if mask.max() == 0:
+        raise ValueError("expected a reference_mask that leaves something of the reference, got zeros alone")
+    latents_size = size[0] // PIXELS, size[1] // PIXELS
+    if tuple(mask.shape) not in (size, latents_size):
+        height, width = mask.shape
+        warnings.warn(
+            f"the reference_mask of {width}x{height} was resized to the reference's {size[1]}x{size[0]}", stacklevel=3
+        )
+    return adaptive_avg_pool2d(mask.detach().float().cpu()[None], latents_size)[0]
