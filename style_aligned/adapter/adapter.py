@@ -140,6 +140,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError("expected a reference_mask of shape (height, width) with weights between 0 and 1")
         if mask is not None and mask.max() == 0:
             raise ValueError("expected a reference_mask that leaves something of the reference, got zeros alone")
+        if mask is not None and self.full_attention_share:
+            raise ValueError("expected no reference_mask beside full_attention_share, where there is no reference")
         self._sharing.mask = None if mask is None or (mask == 1).all() else Mask(mask)
 
     def set_step(self, step: int, num_steps: int) -> bool:
@@ -177,9 +179,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
         self._adapters = [*self._adapt_attentions(), *self._adapt_group_norms()]
-        for unet_type in (SD1UNet, SDXLUNet):
-            for unet, _ in walk(self.target, unet_type):
-                self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
+        self._hooks = [unet.register_forward_pre_hook(self._before_pass) for unet in self._find_unets()]
         super().inject(parent)
         self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
@@ -202,7 +202,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         chains: list[fl.Chain] = [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
         for chain in chains:
             chain.provider.contexts.pop(CONTEXT, None)
-        reset_residuals(self.target)
+        for unet in self._find_unets():
+            reset_residuals(unet)
         super().eject()
         self._adapters, self._hooks, self._is_injected = [], [], False
 
@@ -334,6 +335,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a target with at least one {kinds}, got a {name} with none")
         for self_attention in self_attentions:
             find_attention(self_attention)
+
+    def _find_unets(self) -> list[fl.Chain]:
+        return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]
 
     def _adapt_attentions(self) -> list[AttentionAdapter]:
         """Inject a sub-adapter into every self-attention that shares."""

@@ -226,8 +226,11 @@ def draw_images(
     with exclusive_use(model):
         texts = [embed(model, name) for name in names]
         images = [Trajectory(model, solver, seed, sample_noise(model, seed, size)) for seed in seeds]
-        with nullcontext() if options is None else StyleAlignedAdapter(model.unet, **options, set_size=set_size):
+        align = nullcontext() if options is None else StyleAlignedAdapter(model.unet, **options, set_size=set_size)
+        with align as adapter:
             for step in solver.inference_steps:
+                if adapter is not None:
+                    adapter.set_step(step, steps)
                 with low_precision():
                     images = take_step(model, images, step, texts=texts, condition_scale=guidance)
                 if on_step is not None:
