@@ -33,6 +33,7 @@ class Option:
         flag: Its name on the command line, without dashes in front, where that is another one.
         rule: Checks values that are no numbers, given what an error calls the option.
         parse: Reads a value that is no number from the command line.
+        metavar: What the command line calls a value that is no number.
     """
 
     default: Any
@@ -48,11 +49,35 @@ class Option:
     flag: str | None = None
     rule: Callable[[str, Any], None] | None = None
     parse: Callable[[str], Any] | None = None
+    metavar: str | None = None
 
     @property
     def cli_name(self) -> str:
         """Its name on the command line, such as `--guidance`."""
         return f"--{(self.flag or self.name).replace('_', '-')}"
+
+    @property
+    def default_text(self) -> str:
+        """Its default, as the command line shows it."""
+        if self.default is None:
+            return "all" if self.parse is not None else "none"
+        return ":".join(f"{part:g}" for part in self.default) if isinstance(self.default, tuple) else str(self.default)
+
+    def read(self, value: Any) -> Any:
+        """Return what the command line says as a value.
+
+        Args:
+            value: What the command line has made of it: the text, for values that are no numbers.
+
+        Raises:
+            ValueError: If the text cannot be read.
+        """
+        if self.parse is None:
+            return value
+        try:
+            return self.parse(value)
+        except ValueError:
+            raise ValueError(f"expected {self.cli_name} {self.metavar}, got {show(value)}") from None
 
     def check(self, value: Any, name: str | None = None) -> None:
         """Check a value of the option.
@@ -123,10 +148,10 @@ def _check_steps(name: str, value: Any) -> None:
         raise ValueError(f"expected {name} to be a part of the way, from 0 to 1, that is not empty, got {show(value)}")
 
 
-def _parse_steps(text: str) -> tuple[float, float]:
+def _parse_steps(text: str) -> list[float]:
     """Read `0:0.6`."""
     start, _, end = text.partition(":")
-    return float(start or 0), float(end or 1)
+    return [float(start or 0), float(end or 1)]  # a list, as JSON has it
 
 
 def _check_halves(name: str, value: Any) -> None:
@@ -208,6 +233,7 @@ class AdapterOptions(TypedDict, total=False):
             changeable=True,
             rule=_check_layers,
             parse=_parse_layers,
+            metavar="NAME[=STRENGTH],…",
         ),
     ]
     steps: Annotated[
@@ -218,6 +244,7 @@ class AdapterOptions(TypedDict, total=False):
             changeable=True,
             rule=_check_steps,
             parse=_parse_steps,
+            metavar="FROM:TO",
             flag="shared-steps",
         ),
     ]
@@ -229,6 +256,7 @@ class AdapterOptions(TypedDict, total=False):
             changeable=True,
             rule=_check_halves,
             parse=str,
+            metavar="both|positive",
         ),
     ]
     query_guidance: Annotated[

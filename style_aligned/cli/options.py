@@ -248,18 +248,26 @@ def _parameters(group: type[Any]) -> list[inspect.Parameter]:
 
 def _style_parameter(name: str) -> inspect.Parameter:
     option = STYLE_OPTIONS[name]
+    flag = option.cli_name
     help_text = option.help if option.help.endswith(("]", ".")) else f"{option.help}."
     if option.kind is bool:
-        shown = typer.Option(f"{option.cli_name}/--no-{option.cli_name[2:]}", help=help_text, show_default=False)
+        shown = typer.Option(f"{flag}/--no-{flag[2:]}", help=help_text, show_default=False)
     else:
-        shown = typer.Option(option.cli_name, metavar="NUMBER", help=f"{help_text}  [default: {option.default}]")
+        metavar = "NUMBER" if option.metavar is None else option.metavar
+        shown = typer.Option(flag, metavar=metavar, help=f"{help_text}  [default: {option.default_text}]")
     annotation = Annotated[option.kind | None, shown]  # pyright: ignore[reportInvalidTypeForm]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(_parameter_name(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _parameter_name(name: str) -> str:
+    """Return the name of the parameter for an option of a style: that on the command line, since others have steps."""
+    return STYLE_OPTIONS[name].cli_name[2:].replace("-", "_")
 
 
 def _make(group: type[Any], given: dict[str, Any]) -> Any:
     if group is StyleOptions:
-        return StyleOptions({name: value for name, value in given.items() if value is not None})
+        values = {name: given[_parameter_name(name)] for name in STYLE_OPTIONS}
+        return StyleOptions({name: STYLE_OPTIONS[name].read(x) for name, x in values.items() if x is not None})
     return group(**given)
 
 
