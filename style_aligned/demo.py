@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -12,10 +13,12 @@ from style_aligned.models.model import Model
 from style_aligned.sampling.generation import generate
 from style_aligned.sampling.samples import Sample
 from style_aligned.sets.contact_sheet import Cell, Layout, Strip, contact_sheet
+from style_aligned.styles.picture import open_picture
 from style_aligned.styles.style import Style
 
 BATCH_SIZE = 8
 CELL = 168  # pixels
+PICTURE = Path(__file__).parent / "cherries.png"
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class Row:
         style: The style, as prompts name it.
         things: What is drawn in it, the reference first.
         seed: Which seed to count on from, so that the styles do not share their noise.
+        picture: A picture that the style is made from. None means that the reference is drawn too.
     """
 
     style: str
     things: tuple[str, ...]
     seed: int = 0
+    picture: Path | None = None
 
 
 ROWS = (
@@ -39,12 +44,14 @@ ROWS = (
     Row("sticker", ("a watermelon", "a car", "a strawberry", "an apple", "a light bulb"), seed=300),
     Row("blueprint", ("a bicycle", "an owl", "an envelope", "a camera", "a castle"), seed=400),
     Row("pixel art", ("a mushroom", "a heart", "an apple", "a pumpkin", "a volcano"), seed=500),
+    # a drawing of those that the embedded model was not trained on
+    Row("neon sign", ("cherries", "a hamburger", "a butterfly", "a castle", "a bicycle"), seed=600, picture=PICTURE),
 )
 
 
 def count_images(rows: Sequence[Row]) -> int:
-    """Count the images that rows take: each reference once, its targets twice."""
-    return sum(2 * len(row.things) - 1 for row in rows)
+    """Count the images that rows take: each reference once, unless it is a picture, and its targets twice."""
+    return sum(2 * len(row.things) - 1 - (row.picture is not None) for row in rows)
 
 
 def draw_demo(
@@ -80,13 +87,17 @@ def draw_demo(
     lines: list[list[Strip]] = []
     for row in rows:
         prompts = [f"{thing}, {row.style}" for thing in row.things]
-        style = Style.from_prompt(
-            model, prompts[0], seed=seed + row.seed, num_inference_steps=steps, condition_scale=guidance
-        )
+        settings: dict[str, Any] = {
+            "seed": seed + row.seed, "num_inference_steps": steps, "condition_scale": guidance,
+        }  # fmt: skip
+        if row.picture is None:
+            style = Style.from_prompt(model, prompts[0], **settings)
+        else:
+            style = Style.from_image(model, row.picture, prompts[0], **settings)
         arguments: dict[str, Any] = {"batch_size": BATCH_SIZE, "on_step": on_step}
         aligned = _collect(generate(model, style, prompts[1:], **arguments), on_image)
-        first = style.image(model)
-        if on_image is not None:
+        first = style.image(model) if row.picture is None else open_picture(row.picture)[0]
+        if on_image is not None and row.picture is None:
             on_image()
         unaligned = _collect(generate(model, style, prompts[1:], aligned=False, **arguments), on_image)
         strips: list[Strip] = []
@@ -97,7 +108,8 @@ def draw_demo(
                 for index, (image, thing) in enumerate(zip(images, row.things, strict=True))
             ]
             distance = set_palette_distance(images)
-            strips.append(Strip(cells, f"{row.style}, {name}", f"palette distance {distance:.0f}"))
+            of = f"{row.style}, {name}" if row.picture is None else f"from a picture, {name}"
+            strips.append(Strip(cells, of, f"palette distance {distance:.0f}"))
         lines.append(strips)
     return contact_sheet(
         lines,

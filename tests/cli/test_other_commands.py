@@ -93,6 +93,16 @@ def test_the_picture_of_the_demo(random_mini: Mini, monkeypatch: pytest.MonkeyPa
         assert strip.note == f"palette distance {set_palette_distance(expected):.0f}"
 
 
+def test_a_row_of_the_demo_from_a_picture(random_mini: Mini) -> None:
+    from style_aligned import demo
+
+    row = demo.Row("neon sign", ("cherries", "a rocket"), picture=demo.PICTURE)
+    steps: list[int] = []
+    images: list[None] = []
+    demo.draw_demo(random_mini, [row], steps=1, on_step=steps.append, on_image=lambda: images.append(None))
+    assert demo.count_images([row]) == sum(steps) == len(images) == 2
+
+
 def test_the_demo_draws_what_the_model_knows() -> None:
     from style_aligned.demo import ROWS
 
