@@ -21,21 +21,12 @@ class FileLora:
     """A LoRA from a file, as Refiners' own `Lora` layers.
 
     Nothing changes before `inject()`. Afterwards Refiners' `SDLoraManager` knows the layers by their name, and the
-    scale can be set at any time. LoRAs go in before other adapters, and out in any order.
+    scale can be set at any time. LoRAs go in before other adapters, and out in any order. `with FileLora(model, path):`
+    injects it for a while.
 
     Attributes:
         name: The name of the layers.
         path: The file.
-
-    Example:
-        ```py
-        from style_aligned import load_model
-        from style_aligned.models.extras import FileLora
-
-        model = load_model("sd_xl_base_1.0.safetensors")
-        with FileLora(model, "pixel.safetensors", scale=0.8):
-            ...
-        ```
     """
 
     def __init__(

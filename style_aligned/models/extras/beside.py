@@ -1,0 +1,128 @@
+"""Several adapters beside StyleAligned, put into a model in the right order and taken out in the right order."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from PIL import Image
+from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
+from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
+
+from style_aligned.models.checkpoints.errors import CheckpointError
+from style_aligned.models.extras.ip_adapter import load_ip_adapter
+from style_aligned.models.extras.lora import FileLora
+
+
+class Extras:
+    """LoRAs and an image prompt in a model, from files.
+
+    Everything is read and checked first; then LoRAs go in before the image prompt, whose attentions they would not find
+    otherwise. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out they go the other way round.
+
+    Attributes:
+        loras: The LoRAs.
+        ip_adapter: The image prompt's adapter, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: StableDiffusion_XL | StableDiffusion_1,
+        *,
+        loras: Sequence[tuple[str | Path, float]] = (),
+        ip_adapter: str | Path | None = None,
+        image_encoder: CLIPImageEncoder | str | Path | None = None,
+        image_prompt: Image.Image | None = None,
+        image_prompt_scale: float = 1.0,
+    ) -> None:
+        """Initialize the Extras.
+
+        Args:
+            model: The model.
+            loras: The files of LoRAs, with the scale of each.
+            ip_adapter: The file of an IP-Adapter.
+            image_encoder: The image encoder that it was trained with, or where that lies.
+            image_prompt: The image prompt.
+            image_prompt_scale: How strong it is.
+
+        Raises:
+            CheckpointError: If a file does not fit the model.
+            ValueError: If a LoRA is given twice, or not all of what an image prompt takes.
+        """
+        self.loras = [FileLora(model, path, scale=scale) for path, scale in loras]
+        names = [lora.name for lora in self.loras]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"expected each LoRA once, got {twice!r} twice")
+        self.ip_adapter: SDXLIPAdapter | SD1IPAdapter | None = None
+        self._image_prompt, self._file = image_prompt, None if ip_adapter is None else Path(ip_adapter).name
+        given = {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "image_prompt": image_prompt}
+        if any(value is not None for value in given.values()):
+            if missing := [name for name, value in given.items() if value is None]:
+                raise ValueError(f"expected {missing[0]} too: an image prompt takes {', '.join(given)}")
+            assert ip_adapter is not None
+            assert image_encoder is not None
+            self.ip_adapter = load_ip_adapter(model, ip_adapter, image_encoder=image_encoder, scale=image_prompt_scale)
+        self._stack: ExitStack | None = None
+
+    def inject(self) -> "Extras":
+        """Put all of it into the model. If one cannot be, none is.
+
+        Raises:
+            ValueError: If it is there already.
+        """
+        if self._stack is not None:
+            raise ValueError("expected extras that are not injected, but they are")
+        with ExitStack() as stack:
+            for lora in self.loras:
+                stack.enter_context(lora)
+            if self.ip_adapter is not None:
+                assert self._image_prompt is not None
+                with torch.no_grad():
+                    embedding = self.ip_adapter.compute_clip_image_embedding(self._image_prompt)
+                self.ip_adapter.inject()
+                stack.callback(self.ip_adapter.eject)
+                self.ip_adapter.set_clip_image_embedding(embedding)
+            self._stack = stack.pop_all()
+        return self
+
+    def eject(self) -> None:
+        """Take all of it out of the model."""
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what has to be known to draw the same again: for each, its kind, its file and its scale."""
+        described = [lora.describe() for lora in self.loras]
+        if self.ip_adapter is not None:
+            described.append({"kind": "ip_adapter", "file": self._file, "scale": self.ip_adapter.scale})
+        return described
+
+    def __enter__(self) -> "Extras":
+        return self.inject()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.eject()
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Read a LoRA and its scale, as the command line takes them.
+
+    Raises:
+        CheckpointError: If the scale is no number.
+
+    Example:
+        >>> parse_lora("pixel.safetensors:0.8"), parse_lora("C:/pixel.safetensors")
+        (('pixel.safetensors', 0.8), ('C:/pixel.safetensors', 1.0))
+    """
+    path, colon, scale = text.rpartition(":")
+    if not colon or "/" in scale or "\\" in scale:
+        return text, 1.0
+    try:
+        return path, float(scale)
+    except ValueError:
+        raise CheckpointError(f"{text}: expected a number as the scale behind the colon, got {scale!r}") from None
