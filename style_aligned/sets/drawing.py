@@ -4,10 +4,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import Tensor
 
 from style_aligned.models.model import Model, describe_model, fingerprint
-from style_aligned.sampling.generation import OF_A_REFERENCE as SETTINGS_OF_A_REFERENCE, generate
+from style_aligned.sampling.generation import OF_A_REFERENCE as SETTINGS_OF_A_REFERENCE, OnLatents, generate
 from style_aligned.sampling.samples import Sample
 from style_aligned.styles.file import StyleError
 from style_aligned.styles.style import Style
@@ -40,23 +42,24 @@ def draw(
     batch_size: int,
     bank_device: str | None = None,
     on_step: Callable[[int], None] | None = None,
-    on_latents: Callable[[Tensor], None] | None = None,
+    on_latents: OnLatents | None = None,
 ) -> Iterator[Sample]:
     """Draw images in one chunk."""
-
-    def show(indices: Sequence[int], latents: Sequence[Tensor]) -> None:
-        if on_latents is not None:
-            on_latents(latents[0])
-
     arguments: dict[str, Any] = {
         "seeds": seeds, "batch_size": batch_size, "chunk_size": max(1, len(prompts)), "on_step": on_step,
-        "on_latents": show,
+        "on_latents": on_latents,
     }  # fmt: skip
     force = style.is_complete  # what needs it was told by `check_fit`, as was another precision
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", OTHER_PRECISION)
         samples = generate(model, style, prompts, **arguments, aligned=is_aligned, force=force, bank_device=bank_device)
     return iter(samples)
+
+
+def decode(model: Model, latents: Tensor) -> Image.Image:
+    """Return the image of some latents."""
+    with torch.no_grad():
+        return model.lda.latents_to_image(latents)
 
 
 def check_fit(style: Style, model: Model, name: str, *, force: bool = False) -> str | None:

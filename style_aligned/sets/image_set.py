@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from style_aligned.sets.earlier import adopt, is_earlier_set
 from style_aligned.sets.journal import Journal, read_journal
-from style_aligned.sets.records import Drawing, SetError, SetImage, dump_image
+from style_aligned.sets.records import BusyError, Drawing, SetError, SetImage, dump_image
 from style_aligned.sets.set_file import SET_FILE, STYLE_FILE, SetState, read_set, write_set
 
 LOCK_FILE = ".lock"
@@ -134,7 +134,8 @@ def open_set(folder: Path, *, new: SetState | None = None, wait: bool = False) -
         The set.
 
     Raises:
-        SetError: If another process is at work in the folder, or if it holds no set.
+        BusyError: If another process is at work in the folder.
+        SetError: If it holds no set.
     """
     if new is None:
         _check_is_set(folder)
@@ -166,7 +167,7 @@ def sole_use(folder: Path, *, wait: bool = False) -> Generator[None, None, None]
         wait: Whether to wait for another process, or to refuse.
 
     Raises:
-        SetError: If another process is at work in it.
+        BusyError: If another process is at work in it.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +176,7 @@ def sole_use(folder: Path, *, wait: bool = False) -> Generator[None, None, None]
         try:
             lock.acquire()  # pyright: ignore[reportUnknownMemberType]
         except Timeout:
-            raise SetError(f"another run is at work in {folder}: wait for it, or take another folder") from None
+            raise BusyError(f"another run is at work in {folder}: wait for it, or take another folder") from None
         try:
             yield
         finally:

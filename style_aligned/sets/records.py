@@ -14,6 +14,10 @@ class SetError(ValueError):
     """A set that cannot be read, or a change of a set that is not possible."""
 
 
+class BusyError(SetError):
+    """A set that another run is at work on."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """One drawing of an image.

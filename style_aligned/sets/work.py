@@ -10,7 +10,7 @@ from torch import Tensor
 
 from style_aligned.files import describe_image, parse_settings, read_texts, write_png
 from style_aligned.models.model import Model
-from style_aligned.sampling.generation import Sample
+from style_aligned.sampling.generation import OnLatents, Sample
 from style_aligned.sets import drawing
 from style_aligned.sets.changes import aside_file, make_current
 from style_aligned.sets.image_set import ImageSet
@@ -24,6 +24,8 @@ from style_aligned.styles.style import Style
 CHUNK_SECONDS = 60.0
 MAX_CHUNK = 1024  # images: their latents are in memory until they are done
 
+Preview = Callable[[Sequence[str], Callable[[int], Image]], None]
+
 
 @dataclass
 class Report:
@@ -33,15 +35,16 @@ class Report:
         start: Called before anything is drawn, with the number of images to draw and of all their steps.
         step: Called as steps get done, with the number of images that have done one.
         image: Called for each image that is on the disk, with its path relative to the set's folder.
-        latents: Called after a step of some images, with the latents of the first of them, for a preview.
         warn: Called with what people should know.
+        preview: Called after a step of some images, with the names of their files, and what decodes one of them by its
+            index, as it is so far.
     """
 
     start: Callable[[int, int], None] = lambda images, steps: None
     step: Callable[[int], None] = lambda count: None
     image: Callable[[str], None] = lambda file: None
-    latents: Callable[[Tensor], None] = lambda latents: None
     warn: Callable[[str], None] = lambda message: None
+    preview: Preview | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,18 @@ class Artist:
         self.write_sheet()
         return self.image_set.state.images[image.id]
 
+    def draw_unaligned(self, images: Sequence[SetImage]) -> None:
+        """Draw images without the style too, unless that is there.
+
+        Args:
+            images: The images. Those that are not drawn yet are left out.
+        """
+        twins = [image for image in self._missing_twins() if image in images]
+        self.report.start(len(twins), len(twins) * self._style.num_inference_steps)
+        self._finish_style()
+        self._draw_twins(twins)
+        self.write_sheet()
+
     def write_sheet(self) -> None:
         """Draw the contact sheet anew."""
         write_sheet([self.image_set], sheet_path(self.image_set))
@@ -249,13 +264,23 @@ class Artist:
                     batch_size=self.how.batch_size,
                     bank_device=self.how.bank_device,
                     on_step=self.report.step,
-                    on_latents=self.report.latents,
+                    on_latents=self._preview([image.drawing.file for image in chunk]),
                 ),
             )
             seconds = (monotonic() - began) / (len(chunk) + is_aligned)  # the reference takes as long as an image
             batches = self.how.chunk_seconds / max(seconds, 1e-6) // self.how.batch_size
             self._chunk = min(MAX_CHUNK, max(1, int(batches)) * self.how.batch_size)
             start += len(chunk)
+
+    def _preview(self, files: Sequence[str]) -> OnLatents | None:
+        """Return what shows images of a chunk as they are so far, if anybody wants to see them."""
+        if (preview := self.report.preview) is None:
+            return None
+
+        def show(indices: Sequence[int], latents: Sequence[Tensor]) -> None:
+            preview([files[index] for index in indices], lambda index: drawing.decode(self.model, latents[index]))
+
+        return show
 
     def _finish_style(self) -> None:
         """Do the steps of the style that are left, and write its file and the reference's image, if they are not there.
