@@ -61,7 +61,9 @@ class Option:
         """Its default, as the command line shows it."""
         if self.default is None:
             return "all" if self.parse is not None else "none"
-        return ":".join(f"{part:g}" for part in self.default) if isinstance(self.default, tuple) else str(self.default)
+        if self.kind is str and not isinstance(self.default, str):
+            return ":".join(f"{part:g}" for part in self.default)
+        return str(self.default)
 
     def read(self, value: Any) -> Any:
         """Return what the command line says as a value.
