@@ -86,8 +86,41 @@ class DrawOptions:
         bool, typer.Option("--force", help="Use a style with other weights; draw what may need too much memory.")
     ] = False
 
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="COUNT",
+            help="Draw with so many workers, each with the model loaded once.  [default: with --ray, as many as fit]",
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The Ray cluster of the workers: HOST:PORT, ray://HOST:PORT or auto.  [default: one is started here]",
+        ),
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=64,
+            metavar="NUMBER",
+            help="GPUs of a worker: 0.5 for two on each.  [default: 1, where there are any]",
+        ),
+    ] = None
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether workers draw."""
+        return self.workers is not None or self.ray is not None
+
     def check(self) -> None:
         """Check what can be checked without PyTorch."""
+        inputs.check_number("--gpus-per-worker", self.gpus_per_worker, minimum=0, maximum=64)
+        if self.gpus_per_worker is not None and not self.has_workers:
+            raise ValueError("expected no --gpus-per-worker without --workers or --ray")
         inputs.check_number("--chunk-seconds", self.chunk_seconds, minimum=0, maximum=1e9)
         if self.bank_device is not None:
             inputs.check_device(self.bank_device, "--bank-device")

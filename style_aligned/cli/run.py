@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from style_aligned.cli import inputs, library
+from style_aligned.cli import inputs, library, workers
 from style_aligned.cli.console import STORAGE_IS_FULL, Interrupted, warn
 from style_aligned.cli.options import (
     DrawOptions,
@@ -25,6 +25,7 @@ from style_aligned.files import numbered
 from style_aligned.models.family import default_size
 from style_aligned.models.model import Model
 from style_aligned.sets import drawing
+from style_aligned.sets.backend import Backend
 from style_aligned.sets.create import check_same, new_set
 from style_aligned.sets.explore import explore as explore_in
 from style_aligned.sets.image_set import ImageSet, is_set, open_set, read_image_set, sole_use
@@ -34,7 +35,7 @@ from style_aligned.sets.prompts import Prompt, collect_prompts
 from style_aligned.sets.records import SetError, SetImage
 from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
 from style_aligned.sets.sources import Source, find_source, find_style
-from style_aligned.sets.work import Artist, Done, How, Report
+from style_aligned.sets.work import Artist, Done, Report
 from style_aligned.styles.style import Style
 
 SHEET = "sheet.png"
@@ -82,14 +83,12 @@ def generate(
     settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     _check_folders(output, jobs)
     name = resolve_model(model.model, *(known for job in jobs for known in _known_models(job)))
-    loaded = library.load_model(name, model, draw.bank_device)
-    library.warn_about_prompts(loaded, _all_texts(jobs, reference_options))
-
     sets: list[ImageSet] = []
     new, there = 0, 0
-    with Progress.show() as progress:
+    with workers.load(name, model, draw) as (loaded, backend), Progress.show() as progress:
+        library.warn_about_prompts(loaded, _all_texts(jobs, reference_options))
         for job in jobs:
-            done, image_set, count = _generate(job, loaded, name, settings, prompt_options, draw, progress)
+            done, image_set, count = _generate(job, loaded, backend, name, settings, prompt_options, draw, progress)
             sets.append(image_set)
             new, there = new + len(done.images), there + count
     sheet = output / SHEET
@@ -113,10 +112,13 @@ def add(
     given = {"prefix": prompt_options.prefix, "suffix": prompt_options.suffix}
     affixes = {name: getattr(state, name) if value is None else value for name, value in given.items()}
     prompts = collect_prompts(texts, prompt_options.prompts or (), **affixes)
-    with _busy_set(folder) as image_set, Progress.show() as progress:
-        name, loaded = _load_for(image_set, model, draw.bank_device)
+    with (
+        _busy_set(folder) as image_set,
+        workers.load(name := _name_of(image_set, model), model, draw) as (loaded, backend),
+        Progress.show() as progress,
+    ):
         library.warn_about_prompts(loaded, [prompt.text for prompt in prompts])
-        artist = _artist(image_set, loaded, draw, progress)
+        artist = _artist(image_set, loaded, backend, draw, progress)
         progress.describe("new images")
         _check_needs(artist, loaded, image_set, len(prompts), draw)
         plan = artist.plan(prompts, seed=seed, options=options)
@@ -137,10 +139,13 @@ def reroll(
 ) -> None:
     """Draw images of a set again."""
     find_images(read_image_set(folder).state.current, names)
-    with _busy_set(folder) as image_set, Progress.show() as progress:
+    with (
+        _busy_set(folder) as image_set,
+        workers.load(_name_of(image_set, model), model, draw) as (loaded, backend),
+        Progress.show() as progress,
+    ):
         images = find_images(image_set.state.current, names)
-        _, loaded = _load_for(image_set, model, draw.bank_device)
-        artist = _artist(image_set, loaded, draw, progress)
+        artist = _artist(image_set, loaded, backend, draw, progress)
         changed: list[SetImage] = []
         for image in images:
             progress.describe(image.name)
@@ -271,6 +276,7 @@ def _all_texts(jobs: Sequence[_Job], reference_options: ReferenceOptions) -> lis
 def _generate(
     job: _Job,
     model: Model,
+    backend: Backend | None,
     name: str,
     settings: Mapping[str, Any],
     prompt_options: PromptOptions,
@@ -296,7 +302,9 @@ def _generate(
         )
         if image_set.state is not new:
             check_same(image_set, job.source, given, style=job.style)
-        artist = _artist(image_set, model, draw, progress, style, None if style is None else str(job.source.path))
+        artist = _artist(
+            image_set, model, backend, draw, progress, style, None if style is None else str(job.source.path)
+        )
         progress.describe(_shorten(image_set.state.reference.prompt))
         library.warn_about_size(model, artist.style.size)
         _check_needs(artist, model, image_set, len(job.prompts), draw)
@@ -340,36 +348,31 @@ def _kept(image_set: ImageSet, before: int) -> str:
     return f"{drawn} of {images} in {image_set.folder}, {drawn - before} of them new{left}"
 
 
-def _load_for(image_set: ImageSet, model: ModelOptions, bank_device: str | None) -> tuple[str, Model]:
-    """Load the model of a set."""
+def _name_of(image_set: ImageSet, model: ModelOptions) -> str:
+    """Return the name of the model of a set."""
     made_with = image_set.settings_of(image_set.state.reference.drawing)
     own_class = made_with.get("model", {}).get("class")
     if image_set.state.model is None and model.model is None and own_class != "Mini":
         raise SetError(f"{image_set.folder} does not say which model has made it ({own_class}): add --model")
-    name = resolve_model(model.model, image_set.state.model, "mini" if own_class == "Mini" else None)
-    return name, library.load_model(name, model, bank_device)
+    return resolve_model(model.model, image_set.state.model, "mini" if own_class == "Mini" else None)
 
 
 def _artist(
     image_set: ImageSet,
     model: Model,
+    backend: Backend | None,
     draw: DrawOptions,
     progress: Progress,
     style: Style | None = None,
     style_name: str | None = None,
 ) -> Artist:
-    how = How(
-        batch_size=draw.batch_size,
-        chunk_seconds=draw.chunk_seconds,
-        bank_device=draw.bank_device,
-        compare=draw.compare,
-        force=draw.force,
-    )
     report = Report(start=progress.start, step=progress.step, image=progress.image, warn=warn)
-    return Artist(image_set, model, how, report, style, style_name)
+    return Artist(image_set, model, workers.how_to_draw(draw), report, style, style_name, backend)
 
 
 def _check_needs(artist: Artist, model: Model, image_set: ImageSet, count: int, draw: DrawOptions) -> None:
+    if draw.has_workers:  # whose memory is not known here
+        return
     style = artist.style
     warnings = check_needs(
         model,

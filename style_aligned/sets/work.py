@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from PIL.Image import Image
-from torch import Tensor
 
-from style_aligned.files import describe_image, parse_settings, read_texts, write_png
+from style_aligned.files import describe_image, encode_png, parse_settings, read_texts, write_bytes
 from style_aligned.models.model import Model
-from style_aligned.sampling.generation import OnLatents, Sample
 from style_aligned.sets import drawing
+from style_aligned.sets.backend import Backend, How, Preview
 from style_aligned.sets.changes import aside_file, make_current
 from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.names import free_name
@@ -20,11 +20,6 @@ from style_aligned.sets.prompts import Prompt
 from style_aligned.sets.records import UNALIGNED, Drawing, SetImage
 from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
 from style_aligned.styles.style import Style
-
-CHUNK_SECONDS = 60.0
-MAX_CHUNK = 1024  # images: their latents are in memory until they are done
-
-Preview = Callable[[Sequence[str], Callable[[int], Image]], None]
 
 
 @dataclass
@@ -45,26 +40,6 @@ class Report:
     image: Callable[[str], None] = lambda file: None
     warn: Callable[[str], None] = lambda message: None
     preview: Preview | None = None
-
-
-@dataclass(frozen=True)
-class How:
-    """How to draw.
-
-    Attributes:
-        batch_size: The number of images that go through the model at a time.
-        chunk_seconds: The time after which images are written, about: the reference is recorded once for all that are
-            drawn in that time. The first images are written after a single batch.
-        bank_device: Where to keep what is recorded of the reference. None means where the model is.
-        compare: Whether to draw the images without the style too.
-        force: Whether to use a style of other weights.
-    """
-
-    batch_size: int = 4
-    chunk_seconds: float = CHUNK_SECONDS
-    bank_device: str | None = None
-    compare: bool = False
-    force: bool = False
 
 
 @dataclass
@@ -91,6 +66,7 @@ class Artist:
         report: Report | None = None,
         style: Style | None = None,
         style_name: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Take the style of the set, and check that it fits the model. Nothing is drawn or written yet.
 
@@ -101,6 +77,7 @@ class Artist:
             report: Who wants to know.
             style: The style, for a set that has no style file yet. None makes it from what the set says.
             style_name: What an error calls the style. None means its file in the set's folder.
+            backend: What draws in place of the model, such as the workers of a cluster.
 
         Raises:
             StyleError: If the style is damaged, or does not fit the model.
@@ -112,7 +89,7 @@ class Artist:
         self.how = how or How()
         self.report = report or Report()
         self._drawer = drawing.describe_drawer(model)
-        self._chunk = self.how.batch_size
+        self._backend = backend or Backend(model, self.how)
         self._style = self._take_style(style)
         name = str(image_set.style_path) if style_name is None else style_name
         if (warning := drawing.check_fit(self._style, model, name, force=self.how.force)) is not None:
@@ -159,8 +136,8 @@ class Artist:
         if count or needs_reference:
             self.report.start(count, count * self._style.num_inference_steps)
         for options, images in _by_options(missing.images):
-            for image, sample in self._draw_images(images, options):
-                done.images.append(self._write_missing(image, sample))
+            for image, picture in self._draw_images(images, options):
+                done.images.append(self._write_missing(image, picture))
         self._finish_style()
         self._draw_twins(twins + [image for image in done.images if self.how.compare])
         self.write_sheet()
@@ -194,10 +171,10 @@ class Artist:
         total = count + (not self._style.is_complete)
         self.report.start(total, total * self._style.num_inference_steps)
         is_first = True
-        for job, sample in self._draw_images(jobs, options):
+        for job, picture in self._draw_images(jobs, options):
             image = self.image_set.state.images[image.id]
             file = aside_file(self.image_set, f"{image.name}-seed-{job.drawing.seed}")
-            new = self._write(job.with_drawing(file=file), sample).drawing
+            new = self._write(job.with_drawing(file=file), picture).drawing
             if is_first:
                 make_current(self.image_set, image, new)
             else:
@@ -233,54 +210,28 @@ class Artist:
             return given
         settings = {"prompt": self.image_set.state.reference.prompt, **self.image_set.state.style}
         settings["seed"] = self.image_set.state.reference.drawing.seed
-        return drawing.start_style(self.model, settings)
+        return self._backend.start_style(settings)
 
-    def _draw_images(self, images: Sequence[SetImage], options: Mapping[str, Any]) -> Iterator[tuple[SetImage, Sample]]:
+    def _draw_images(
+        self, images: Sequence[SetImage], options: Mapping[str, Any]
+    ) -> Iterator[tuple[SetImage, Image | bytes]]:
         """Draw images with the same options, chunk by chunk. The sheet is drawn anew between chunks."""
-        for number, (chunk, samples) in enumerate(self._chunks(images, options, is_aligned=True)):
-            if number > 0:
+        if self._style.is_complete:
+            self._finish_style()  # what is not complete yet becomes so along with the first chunk
+        style = self._style.with_(**options)
+        chunks = self._backend.draw(
+            style, images, is_aligned=True, on_step=self.report.step, preview=self.report.preview
+        )
+        shown = monotonic()
+        for number, (chunk, pictures) in enumerate(chunks):
+            # not after each chunk of many workers, which takes as long as some images
+            if number == 1 or (number > 1 and monotonic() - shown >= self.how.chunk_seconds / 2):
                 self.write_sheet()
-            for index, (image, sample) in enumerate(zip(chunk, samples, strict=True)):
+                shown = monotonic()
+            for index, (image, picture) in enumerate(zip(chunk, pictures, strict=True)):
                 if index == 0:
-                    self._finish_style()  # its steps are done along with those of the first chunk
-                yield image, sample
-
-    def _chunks(
-        self, images: Sequence[SetImage], options: Mapping[str, Any], *, is_aligned: bool
-    ) -> Iterator[tuple[Sequence[SetImage], Iterator[Sample]]]:
-        """Break images into chunks: first a single batch, then as many as are drawn in the time of a chunk."""
-        start = 0
-        while start < len(images):
-            chunk = images[start : start + self._chunk]
-            began = monotonic()
-            yield (
-                chunk,
-                drawing.draw(
-                    self.model,
-                    self._style.with_(**options),
-                    [image.prompt for image in chunk],
-                    [image.drawing.seed for image in chunk],
-                    is_aligned=is_aligned,
-                    batch_size=self.how.batch_size,
-                    bank_device=self.how.bank_device,
-                    on_step=self.report.step,
-                    on_latents=self._preview([image.drawing.file for image in chunk]),
-                ),
-            )
-            seconds = (monotonic() - began) / (len(chunk) + is_aligned)  # the reference takes as long as an image
-            batches = self.how.chunk_seconds / max(seconds, 1e-6) // self.how.batch_size
-            self._chunk = min(MAX_CHUNK, max(1, int(batches)) * self.how.batch_size)
-            start += len(chunk)
-
-    def _preview(self, files: Sequence[str]) -> OnLatents | None:
-        """Return what shows images of a chunk as they are so far, if anybody wants to see them."""
-        if (preview := self.report.preview) is None:
-            return None
-
-        def show(indices: Sequence[int], latents: Sequence[Tensor]) -> None:
-            preview([files[index] for index in indices], lambda index: drawing.decode(self.model, latents[index]))
-
-        return show
+                    self._finish_style()
+                yield image, picture
 
     def _finish_style(self) -> None:
         """Do the steps of the style that are left, and write its file and the reference's image, if they are not there.
@@ -288,16 +239,16 @@ class Artist:
         Both are there before any image that follows them.
         """
         if not self._style.is_complete:
-            self._style.complete(self.model, on_step=self.report.step)
+            self._backend.complete_style(self._style, self.report.step)
         if not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
         reference = self.image_set.state.reference
         if not self.image_set.path(reference).is_file():
             settings = drawing.image_settings(self._style, self._drawer)
-            picture = self._style.image(self.model)
+            picture = self._backend.image_of(self._style)
             self.image_set.commit([self._write_file(reference, picture, settings)])
 
-    def _write_missing(self, image: SetImage, sample: Sample) -> SetImage:
+    def _write_missing(self, image: SetImage, picture: Image | bytes) -> SetImage:
         """Write an image to its place. What is there is moved away, or left if it is another program's."""
         path = self.image_set.path(image)
         if path.exists() and image.drawing.is_drawn:  # damaged
@@ -305,20 +256,20 @@ class Artist:
             self.image_set.commit(moves=[(image.drawing.file, aside)])
         elif path.exists() or path.is_symlink():
             image = image.with_drawing(file=f"{free_name(image.name, taken_names(self.image_set))}.png")
-        written = self._write(image, sample)
+        written = self._write(image, picture)
         self.image_set.commit([written])
         return written
 
-    def _write(self, image: SetImage, sample: Sample) -> SetImage:
+    def _write(self, image: SetImage, picture: Image | bytes) -> SetImage:
         """Write an image that follows the style, and return its record, which is not in the set yet."""
         style = self._style.with_(**image.drawing.options)
         settings = drawing.image_settings(style, self._drawer, is_aligned=True)
-        return self._write_file(image, sample.image, settings)
+        return self._write_file(image, picture, settings)
 
-    def _write_file(self, image: SetImage, picture: Image, settings: Mapping[str, Any]) -> SetImage:
+    def _write_file(self, image: SetImage, picture: Image | bytes, settings: Mapping[str, Any]) -> SetImage:
         path = self.image_set.path(image)
         key = self.image_set.settings_key(settings)
-        write_png(path, picture, describe_image(image.prompt, image.drawing.seed, settings))
+        _write_picture(path, picture, describe_image(image.prompt, image.drawing.seed, settings))
         self.report.image(image.drawing.file)
         return image.with_drawing(made_with=key, bytes=path.stat().st_size)
 
@@ -344,14 +295,21 @@ class Artist:
         settings = drawing.image_settings(self._style, self._drawer, is_aligned=False)
         folder = self.image_set.folder / UNALIGNED
         folder.mkdir(exist_ok=True)
-        for chunk, samples in self._chunks(images, {}, is_aligned=False):
-            for image, sample in zip(chunk, samples, strict=True):
+        for chunk, pictures in self._backend.draw(
+            self._style, images, is_aligned=False, on_step=self.report.step, preview=self.report.preview
+        ):
+            for image, picture in zip(chunk, pictures, strict=True):
                 taken = {path.stem.casefold() for path in folder.iterdir()}
                 file = image.drawing.unaligned or f"{UNALIGNED}/{free_name(image.name, taken)}.png"
                 texts = describe_image(image.prompt, image.drawing.seed, settings)
-                write_png(self.image_set.folder / file, sample.image, texts)
+                _write_picture(self.image_set.folder / file, picture, texts)
                 self.image_set.commit([self.image_set.state.images[image.id].with_drawing(unaligned=file)])
                 self.report.image(file)
+
+
+def _write_picture(path: Path, picture: Image | bytes, texts: Mapping[str, str]) -> None:
+    """Write an image with its texts, or the file of one that has them."""
+    write_bytes(path, picture if isinstance(picture, bytes) else encode_png(picture, texts))
 
 
 def _by_options(images: Sequence[SetImage]) -> Iterator[tuple[Mapping[str, Any], list[SetImage]]]:

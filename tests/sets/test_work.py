@@ -12,7 +12,7 @@ from PIL import Image
 
 from style_aligned.files import parse_settings, read_texts
 from style_aligned.models.mini import Mini
-from style_aligned.sets import drawing, work
+from style_aligned.sets import backend, drawing, work
 from style_aligned.sets.changes import remove_image, rename_image, restore_image
 from style_aligned.sets.image_set import ImageSet, open_set, read_image_set
 from style_aligned.sets.plan import plan_images
@@ -102,7 +102,8 @@ def test_the_first_images_come_after_a_batch_then_chunks_take_their_time(
 
     monkeypatch.setattr(drawing, "draw", draw)
     monkeypatch.setattr(work, "write_sheet", write)
-    monkeypatch.setattr(work, "monotonic", lambda: now[0])
+    for module in (backend, work):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
     with open_set(tmp_path, new=fox()) as image_set:
         image_set.commit(plan_images(image_set, [Prompt(f"a cat {number}") for number in range(11)]).new)
         Artist(image_set, model, How(batch_size=2, chunk_seconds=13.0)).draw_missing()

@@ -1,0 +1,1 @@
+"""Many machines: workers of a Ray cluster that draw for a set."""
