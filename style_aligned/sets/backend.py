@@ -88,8 +88,8 @@ class Backend:
             images: The images.
             is_aligned: Whether they follow the style.
             on_step: Called as steps get done, with the number of images that have done one.
-            preview: Called after a step of some images that are drawn here, with the names of their files, and what decodes
-                one of them by its index, as it is so far.
+            preview: Called after a step of some images that are drawn here, with the names of their files, and what
+                decodes one of them by its index, as it is so far.
 
         Yields:
             The images of a chunk, in any order of chunks, and for each of them what is drawn: an image, or a PNG file

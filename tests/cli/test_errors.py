@@ -407,14 +407,14 @@ def test_an_error_in_a_layer_is_told_in_its_own_words(
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_full_storage_says_what_is_kept(run: Run, icons: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     before = pictures(icons)
-    write = work.write_png
+    write = work.write_bytes
 
-    def write_png(path: Path, *arguments: Any) -> None:
+    def write_bytes(path: Path, content: bytes) -> None:
         if path.name.startswith("004"):
             raise OSError(number, os.strerror(number), str(path))
-        write(path, *arguments)
+        write(path, content)
 
-    monkeypatch.setattr(work, "write_png", write_png)
+    monkeypatch.setattr(work, "write_bytes", write_bytes)
     code, output, error = run("add", icons, "a cow", "a bird")
     assert (code, output) == (2, "")
     assert error_lines(error) == [
