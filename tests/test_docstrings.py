@@ -3,7 +3,9 @@
 import ast
 import doctest
 import re
+import shlex
 import textwrap
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 from refiners.fluxion import layers as fl
 
 import style_aligned
+from style_aligned.cli import main
+from style_aligned.models.family import FAMILIES, MINI
 
 PACKAGE = Path(style_aligned.__file__).parent
 ROOT = PACKAGE.parent
@@ -68,17 +72,33 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_the_examples_of_documents(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with a model that draws small pictures in two steps where nothing else is asked."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(FAMILIES, "Mini", replace(MINI, num_inference_steps=2, default_size=(64, 64)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_examples_of_documents(document: str, small_folder: Path) -> None:
     names: dict[str, Any] = {}
     for block in read_blocks(document, "python"):
-        quicker = block.replace("set_inference_steps(30)", "set_inference_steps(2)")
-        exec(quicker.replace("seed=5,", "seed=5, num_inference_steps=2,"), names)
+        exec(block.replace("set_inference_steps(30)", "set_inference_steps(2)"), names)
     if document == "README.md":
-        suffixes = [path.suffix for path in tmp_path.iterdir()]
+        suffixes = [path.suffix for path in small_folder.iterdir()]
         assert suffixes.count(".png") >= 2
         assert suffixes.count(".safetensors") >= 1
+
+
+@pytest.mark.usefixtures("small_folder")
+def test_the_commands_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = "".join(read_blocks("README.md", "sh")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("style-aligned ")]
+    commands = [command for command in commands if not {"--model", "serve", "web"} & set(command)]  # SDXL, and the page
+    assert commands
+    for command in commands:
+        assert main(command) == 0, (command, capsys.readouterr().err)
 
 
 def test_contributors_find_what_they_are_told_of() -> None:
