@@ -1,5 +1,5 @@
 """The command line: thin commands over the library. Nothing heavy is imported until a command needs it."""
 
-from style_aligned.cli.console import main
+from style_aligned.cli.entry import main
 
 __all__ = ["main"]

@@ -1,11 +1,9 @@
 """What the user sees: one line for an error or a warning, and progress where there is a terminal."""
 
 import errno
-import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 
 ERROR = 2  # exit codes
@@ -17,50 +15,6 @@ OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory|_STA
 
 class Interrupted(Exception):  # noqa: N818
     """An interruption that says what is kept. (Of a KeyboardInterrupt itself, typer keeps nothing but the code.)"""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        arguments: The arguments; by default those of the process. Without any, it shows the help.
-
-    Returns:
-        The exit code: 0, or 2 after an error, or 130 after Ctrl-C. An error is one line on standard error; set
-        `STYLE_ALIGNED_DEBUG=1` to have the traceback instead.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if (reconfigure := getattr(sys.stdout, "reconfigure", None)) is not None:
-        reconfigure(errors="backslashreplace")  # names of files hold what a terminal may not be able to show
-    told = ""
-    try:
-        code = _run(arguments or ["--help"])
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    except Interrupted as interruption:
-        code, told = INTERRUPTED, f": {interruption}"
-    except Exception as error:
-        if os.environ.get("STYLE_ALIGNED_DEBUG"):
-            raise
-        print_line(f"error: {describe(error)}")
-        return ERROR
-    if code == INTERRUPTED:
-        print_line(f"interrupted{told}")
-    return code
-
-
-def _run(arguments: list[str]) -> int:
-    import typer  # here, where an interruption of it is noticed
-
-    from style_aligned.cli.app import app
-
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
-        try:
-            code = app(arguments, prog_name="style-aligned", standalone_mode=False)
-        except typer.Abort:
-            return INTERRUPTED
-    return code if isinstance(code, int) else 0
 
 
 def describe(error: BaseException) -> str:
@@ -113,7 +67,7 @@ def warn(message: str) -> None:
     print_line(f"warning: {message}")
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
+def show_warning(message: Warning | str, *_: object) -> None:
     """Write a warning of the library, if the command line has not said it before."""
     if str(message) not in _warned:
         warn(str(message))
