@@ -20,7 +20,7 @@ def load_model(name: str, options: ModelOptions, bank_device: str | None = None)
 
     Args:
         name: The name.
-        options: Where it computes, and in which precision.
+        options: Where it computes, in which precision, and what takes the place of its own parts.
         bank_device: Another device that has to be there.
     """
     from style_aligned.models.checkpoints import load_model
@@ -29,7 +29,7 @@ def load_model(name: str, options: ModelOptions, bank_device: str | None = None)
         if device not in (None, "auto"):
             check_available(device)
     inputs.check_model_name(name)
-    return load_model(name, device=options.device, dtype=options.dtype.value)
+    return load_model(name, **options.keywords)
 
 
 def is_embedded(model: Model) -> bool:

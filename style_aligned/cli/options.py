@@ -26,6 +26,14 @@ class Precision(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class TimestepSpacing(str, Enum):
+    """Where the steps of a solver can be."""
+
+    leading = "leading"
+    trailing = "trailing"
+    linspace = "linspace"
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The model, and where it computes."""
@@ -49,6 +57,32 @@ class ModelOptions:
             help="The precision: float32, float16, bfloat16, or auto: float16, but float32 on the CPU and for mini.",
         ),
     ] = Precision.auto
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="An autoencoder, for a model without one or in place of its own: a file, a folder, or a hub name.",
+        ),
+    ] = None
+    timestep_spacing: Annotated[
+        TimestepSpacing | None,
+        typer.Option(
+            metavar="SPACING",
+            help="Where the steps are: leading, trailing (for few steps: Turbo, Lightning, Hyper) or linspace."
+            "  [default: what the model says, else leading]",
+        ),
+    ] = None
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments of `load_model`, beside the name."""
+        spacing = self.timestep_spacing
+        return {
+            "device": self.device,
+            "dtype": self.dtype.value,
+            "vae": self.vae,
+            "timestep_spacing": None if spacing is None else spacing.value,
+        }
 
     def check(self) -> None:
         """Check what can be checked without PyTorch."""

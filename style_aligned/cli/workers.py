@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from style_aligned.cli import library
 from style_aligned.cli.console import warn
@@ -44,8 +45,8 @@ def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[M
 
     is_local = draw.ray is None
     with ClusterBackend(
-        os.path.abspath(name) if os.path.exists(name) else name,  # noqa: PTH100, PTH110 workers have a folder of their own
-        {"device": model.device, "dtype": model.dtype.value},
+        absolute(name),
+        {**model.keywords, "vae": model.vae and absolute(model.vae)},
         how_to_draw(draw),
         workers=draw.workers,
         address=draw.ray,
@@ -53,7 +54,12 @@ def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[M
         threads=max(1, (os.cpu_count() or 1) // (draw.workers or 1)) if is_local else 1,
         warn=warn,
     ) as backend:
-        own = ModelOptions(model=name, device="cpu", dtype=type(model.dtype)(backend.dtype))
+        own = replace(model, model=name, device="cpu", dtype=type(model.dtype)(backend.dtype))
         loaded = library.load_model(name, own)
         backend.check_model(loaded)
         yield loaded, backend
+
+
+def absolute(name: str) -> str:
+    """Return a name as workers find it, which have a folder of their own: a path becomes an absolute one."""
+    return os.path.abspath(name) if os.path.exists(name) else name  # noqa: PTH100, PTH110
