@@ -38,14 +38,14 @@ def remove(*, folder: Folder, images: Images, report: ReportOptions) -> None:
 
     Example: style-aligned remove icons key
     """
-    from style_aligned.cli import run
+    from style_aligned.cli import reports
     from style_aligned.sets.changes import remove_image
     from style_aligned.sets.image_set import open_set
     from style_aligned.sets.names import find_images
 
     with open_set(folder) as image_set:
         removed = [remove_image(image_set, image) for image in find_images(image_set.state.current, images)]
-        run.report_change(image_set, removed, "removed", report)
+        reports.report_change(image_set, removed, "removed", report)
 
 
 @takes(report=ReportOptions)
@@ -63,13 +63,13 @@ def restore(
 
     Example: style-aligned restore icons key --seed 2
     """
-    from style_aligned.cli import run
+    from style_aligned.cli import reports
     from style_aligned.sets.changes import restore_image
     from style_aligned.sets.image_set import open_set
 
     with open_set(folder) as image_set:
         restored = [restore_image(image_set, name, seed=seed) for name in images]
-        run.report_change(image_set, restored, "restored", report)
+        reports.report_change(image_set, restored, "restored", report)
 
 
 @takes(report=ReportOptions)
@@ -84,14 +84,14 @@ def rename(
 
     Example: style-aligned rename icons key skeleton-key
     """
-    from style_aligned.cli import run
+    from style_aligned.cli import reports
     from style_aligned.sets.changes import rename_image
     from style_aligned.sets.image_set import open_set
     from style_aligned.sets.names import find_image
 
     with open_set(folder) as image_set:
         renamed = rename_image(image_set, find_image(image_set.state.current, image), name)
-        run.report_change(image_set, [renamed], "renamed", report)
+        reports.report_change(image_set, [renamed], "renamed", report)
 
 
 @takes(report=ReportOptions)
@@ -128,7 +128,7 @@ def sheet(
 
     from dataclasses import replace
 
-    from style_aligned.cli import run
+    from style_aligned.cli import reports
     from style_aligned.sets.image_set import open_set, read_image_set
     from style_aligned.sets.records import SetError
     from style_aligned.sets.sheet import sheet_path, write_sheet
@@ -146,7 +146,7 @@ def sheet(
             is_written = write_sheet([image_set], path)
     if not is_written:
         raise SetError(f"{folder} has no images yet")
-    run.report_files({"sheet": str(path)}, str(path), path, report)
+    reports.report_result({"sheet": str(path)}, str(path), path, report)
 
 
 @takes(report=ReportOptions)
@@ -174,14 +174,14 @@ def export(
     inputs.check_output_folder(to, "--to")
     fitted = inputs.parse_pixels(size)
 
-    from style_aligned.cli import run
+    from style_aligned.cli import reports
     from style_aligned.sets.export import export_set
     from style_aligned.sets.image_set import read_image_set
 
     image_set = read_image_set(folder)
     paths = export_set(image_set, to, names=names.value, format=format.value, size=fitted, force=force)
     shown = f"{len(paths)} image{'' if len(paths) == 1 else 's'} in {to}"
-    run.report_files({"files": [str(path) for path in paths]}, shown, to, report)
+    reports.report_result({"files": [str(path) for path in paths]}, shown, to, report)
 
 
 def show(

@@ -1,16 +1,15 @@
 """What the commands that draw do, once their options are checked."""
 
-import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from style_aligned.cli import inputs, library, workers
+from style_aligned.cli import library, workers
 from style_aligned.cli.console import STORAGE_IS_FULL, Interrupted, warn
+from style_aligned.cli.jobs import Job, affixes_of, all_texts, check_folders, find_sources, known_models, set_folder
 from style_aligned.cli.options import (
     DrawOptions,
     ModelOptions,
@@ -21,34 +20,22 @@ from style_aligned.cli.options import (
     set_model_name,
 )
 from style_aligned.cli.progress import Progress
-from style_aligned.files import numbered
+from style_aligned.cli.reports import describe_sets, report_drawn, report_result
 from style_aligned.models.family import default_size
 from style_aligned.models.model import Model
 from style_aligned.sets import drawing
 from style_aligned.sets.backend import Backend
 from style_aligned.sets.create import check_same, new_set
 from style_aligned.sets.explore import explore as explore_in
-from style_aligned.sets.image_set import ImageSet, is_set, open_set, read_image_set, sole_use
+from style_aligned.sets.image_set import ImageSet, open_set, read_image_set
 from style_aligned.sets.names import find_images
 from style_aligned.sets.needs import check_needs
-from style_aligned.sets.prompts import Prompt, collect_prompts
+from style_aligned.sets.prompts import collect_prompts
 from style_aligned.sets.records import SetError, SetImage
-from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
-from style_aligned.sets.sources import Source, find_source, find_style
+from style_aligned.sets.set_file import SHEET_FILE
+from style_aligned.sets.sheet import sheet_path, write_sheet
 from style_aligned.sets.work import Artist, Done, Report
 from style_aligned.styles.style import Style
-
-SHEET = "sheet.png"
-
-
-@dataclass
-class _Job:
-    """One set of a run of `generate`."""
-
-    source: Source
-    folder: Path
-    style: Style | None = None
-    prompts: list[Prompt] = field(default_factory=list[Prompt])
 
 
 def generate(
@@ -66,7 +53,7 @@ def generate(
     report: ReportOptions,
 ) -> None:
     """Draw prompts in one or more styles, each of which has a set."""
-    sources, drawn = _find_sources(texts, references, styles)
+    sources, drawn = find_sources(texts, references, styles)
     drawn = [*drawn, *prompts]
     if not drawn and not prompt_options.prompts:
         raise ValueError(
@@ -74,27 +61,27 @@ def generate(
         )
     if all(source.kind != "prompt" for source in sources):
         reference_options.reject("beside a style that is there: it has its own")
-    jobs = [_Job(source, _folder(output, sources, index)) for index, source in enumerate(sources)]
+    jobs = [Job(source, set_folder(output, sources, index)) for index, source in enumerate(sources)]
     for job in jobs:
-        prefix, suffix = _affixes(job, prompt_options)
+        prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
         if job.source.path is not None:
             job.style = Style.load(job.source.path)
     settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
-    _check_folders(output, jobs)
-    name = resolve_model(model.model, *(known for job in jobs for known in _known_models(job)))
+    check_folders(output, jobs)
+    name = resolve_model(model.model, *(known for job in jobs for known in known_models(job)))
     sets: list[ImageSet] = []
     new, there = 0, 0
     with workers.load(name, model, draw) as (loaded, backend), Progress.show() as progress:
-        library.warn_about_prompts(loaded, _all_texts(jobs, reference_options))
+        library.warn_about_prompts(loaded, all_texts(jobs, reference_options))
         for job in jobs:
             done, image_set, count = _generate(job, loaded, backend, name, settings, prompt_options, draw, progress)
             sets.append(image_set)
             new, there = new + len(done.images), there + count
-    sheet = output / SHEET
+    sheet = output / SHEET_FILE
     if len(sets) > 1:
         write_sheet(sets, sheet)
-    _report_drawn(output, sets, sheet, new, there, report)
+    report_drawn(output, sets, sheet, new, there, report)
 
 
 def add(
@@ -124,7 +111,7 @@ def add(
         plan = artist.plan(prompts, seed=seed, options=options)
         _remember(image_set, name, prompt_options)
         done = _draw_missing(artist, image_set)
-    _report_drawn(folder, [image_set], sheet_path(image_set), len(done.images), len(plan.there), report)
+    report_drawn(folder, [image_set], sheet_path(image_set), len(done.images), len(plan.there), report)
 
 
 def reroll(
@@ -153,8 +140,8 @@ def reroll(
     kept = f", and {count - 1} more in {folder / 'replaced'}" if count > 1 else ""
     shown = ", ".join(f"{image.name} has seed {image.drawing.seed}" for image in changed)
     sheet = sheet_path(image_set)
-    _report(
-        _describe(folder, [image_set], sheet, drawn=changed), f"{shown}{kept}; all together: {sheet}", sheet, report
+    report_result(
+        describe_sets(folder, [image_set], sheet, drawn=changed), f"{shown}{kept}; all together: {sheet}", sheet, report
     )
 
 
@@ -177,11 +164,11 @@ def explore(
         progress.describe("candidates")
         started = Report(start=progress.start, step=progress.step, image=progress.image, warn=warn)
         paths = explore_in(loaded, output, prompt, settings, count=count, report=started)
-    sheet = output / SHEET
+    sheet = output / SHEET_FILE
     described = {"folder": str(output), "sheet": str(sheet), "styles": [str(path) for path in paths]}
     first = paths[0].with_suffix("")
     shown = f'{sheet}: next, style-aligned generate {first} "…" --output FOLDER, or any other than {first.name}'
-    _report(described, shown, sheet, report)
+    report_result(described, shown, sheet, report)
 
 
 def make_style(
@@ -203,78 +190,8 @@ def make_style(
     typer.echo(f'{output}: next, style-aligned generate {output} "…" --output FOLDER')
 
 
-def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, report: ReportOptions) -> None:
-    """Draw the contact sheet anew after a change, and report it."""
-    sheet = sheet_path(image_set)
-    write_sheet([image_set], sheet)
-    described = {
-        "folder": str(image_set.folder),
-        "sheet": str(sheet),
-        what: [_describe_image(image) for image in images],
-    }
-    _report(described, f"{what}: {', '.join(image.name for image in images)}; all together: {sheet}", sheet, report)
-
-
-def report_files(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
-    """Report files that were written."""
-    _report(described, shown, path, report)
-
-
-def _find_sources(
-    texts: Sequence[str], references: Sequence[str], styles: Sequence[str]
-) -> tuple[list[Source], list[str]]:
-    """Tell the texts for styles from what to draw."""
-    if not references and not styles:
-        if not texts:
-            raise ValueError(
-                'expected a style and what to draw, as in generate "a fox, neon sign" "a rocket, neon sign"'
-            )
-        return [find_source(texts[0])], list(texts[1:])
-    for kind, given in (("--reference", references), ("--style", styles)):
-        if (twice := next((text for text in given if given.count(text) > 1), None)) is not None:
-            raise ValueError(f"expected each {kind} once, got {twice!r} twice")
-    sources = [Source("prompt", inputs.check_prompt(text, "--reference")) for text in references]
-    return [*sources, *(find_style(text) for text in styles)], list(texts)
-
-
-def _folder(output: Path, sources: Sequence[Source], index: int) -> Path:
-    return output if len(sources) == 1 else output / numbered(index, len(sources), sources[index].name)
-
-
-def _affixes(job: _Job, given: PromptOptions) -> tuple[str, str]:
-    """Return prefix and suffix: those given, else those of the set that is there, else those of the style's set."""
-    known: Any = read_image_set(job.folder).state if is_set(job.folder) else job.source
-    prefix = known.prefix if given.prefix is None else given.prefix
-    return prefix, known.suffix if given.suffix is None else given.suffix
-
-
-def _known_models(job: _Job) -> Iterable[str | None]:
-    if is_set(job.folder):
-        yield read_image_set(job.folder).state.model
-    yield job.source.model
-    if job.style is not None and job.style.model["class"] == "Mini":
-        yield "mini"
-
-
-def _check_folders(output: Path, jobs: Sequence[_Job]) -> None:
-    """Check what can be checked without the model: that nobody is at work there, and nothing is in the way."""
-    for job in jobs:
-        inputs.check_output_folder(job.folder)
-        if job.folder.is_dir():
-            with sole_use(job.folder):
-                pass
-        check_sheet(job.folder / SHEET)
-    check_sheet(output / SHEET)
-
-
-def _all_texts(jobs: Sequence[_Job], reference_options: ReferenceOptions) -> list[str]:
-    texts = [job.source.text for job in jobs if job.source.path is None]
-    texts += [prompt.text for job in jobs for prompt in job.prompts]
-    return [*dict.fromkeys(texts), *filter(None, [reference_options.negative])]
-
-
 def _generate(
-    job: _Job,
+    job: Job,
     model: Model,
     backend: Backend | None,
     name: str,
@@ -284,7 +201,7 @@ def _generate(
     progress: Progress,
 ) -> tuple[Done, ImageSet, int]:
     """Make a set, or go on with the one that is there. Returns what was drawn, and how many prompts it had."""
-    prefix, suffix = _affixes(job, prompt_options)
+    prefix, suffix = affixes_of(job, prompt_options)
     new = new_set(
         job.source,
         _of_prompt(settings) if job.style is None else {},
@@ -416,47 +333,6 @@ def _draw_missing(artist: Artist, image_set: ImageSet) -> Done:
             what = singular if len(images) == 1 else f"{len(images)} {plural}"
             warn(f"{what}: {', '.join(image.name for image in images[:4])}{', …' if len(images) > 4 else ''}")
     return done
-
-
-def _report_drawn(
-    output: Path, sets: Sequence[ImageSet], sheet: Path, new: int, there: int, report: ReportOptions
-) -> None:
-    already = f" ({there} were there already)" if there else ""
-    shown = f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}"
-    _report({**_describe(output, sets, sheet), "new": new, "there": there}, shown, sheet, report)
-
-
-def _describe(
-    output: Path, sets: Sequence[ImageSet], sheet: Path, drawn: Sequence[SetImage] | None = None
-) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "folder": str(output),
-        "sheet": str(sheet),
-        "sets": [
-            {
-                "folder": str(image_set.folder),
-                "reference": _describe_image(image_set.state.reference),
-                "images": [_describe_image(image) for image in image_set.state.current],
-            }
-            for image_set in sets
-        ],
-    }
-    if drawn is not None:
-        described["drawn"] = [_describe_image(image) for image in drawn]
-    return described
-
-
-def _describe_image(image: SetImage) -> dict[str, Any]:
-    number = {} if image.id < 0 else {"id": image.id}
-    return {**number, "prompt": image.prompt, "seed": image.drawing.seed, "file": image.drawing.file}
-
-
-def _report(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
-    typer.echo(json.dumps(described, indent=2, ensure_ascii=False) if report.json else shown)
-    if report.open:
-        import webbrowser
-
-        webbrowser.open(path.resolve().as_uri())
 
 
 def _shorten(text: str, length: int = 30) -> str:

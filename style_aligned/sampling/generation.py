@@ -24,8 +24,8 @@ from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import SETTINGS, check_seed
 from style_aligned.sampling.progress import show_progress
 from style_aligned.sampling.samples import Sample, Samples
-from style_aligned.styles.file import check_size
-from style_aligned.styles.style import Style, check_noise
+from style_aligned.styles.settings import check_noise, check_size
+from style_aligned.styles.style import Style
 from style_aligned.words import show
 
 OF_A_REFERENCE = (

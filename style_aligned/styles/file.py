@@ -15,26 +15,17 @@ from safetensors.torch import save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from style_aligned.files import UNREADABLE, without_warnings, write_bytes
-from style_aligned.models.family import PIXELS, latents_shape
+from style_aligned.models.family import latents_shape
 from style_aligned.models.model import tensor_bytes
-from style_aligned.options import SETTINGS as RUN_SETTINGS, STYLE_OPTIONS, check_options, check_seed, is_integer
+from style_aligned.styles.settings import DEFAULTS, SETTINGS, check_settings
 from style_aligned.words import show
 
 FORMAT = 2
 FORMATS = (1, 2)
 MAX_HEADER = 1 << 20  # bytes
-MAX_PROMPT = 1 << 15  # characters: two prompts fit into a header, at 14 bytes for one that is escaped twice
-MAX_LATENTS = 1 << 28  # elements
 MAX_ELEMENTS = 1 << 24  # of every other tensor
-MAX_SIDE = 1 << 16  # pixels
 PREVIEW = 128  # pixels
 FLOATS = ("F64", "F32", "F16", "BF16")
-METHODS = ("prompt", "noise", "ddim")
-SETTINGS = (
-    "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size", "options", "solver", "model",
-    "method", "picture", "details",
-)  # fmt: skip
-DEFAULTS: dict[str, Any] = {"method": "prompt", "picture": None, "details": {}}  # said only if another
 
 
 class StyleError(ValueError):
@@ -90,77 +81,6 @@ def read_style_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Imag
             return _read(file, path)
     except SafetensorError as error:
         raise StyleError(f"expected {path} to be a complete safetensors file, got one that is not: {error}") from None
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the settings of a style, as far as that can be done without a model.
-
-    Args:
-        settings: The settings, by name.
-
-    Raises:
-        TypeError: If a number or an option is not of its type.
-        ValueError: If one is out of its range.
-    """
-    prompt, negative_prompt = settings["prompt"], settings["negative_prompt"]
-    if not isinstance(prompt, str) or not prompt.strip():
-        found = "an empty one" if isinstance(prompt, str) else show(prompt)
-        raise ValueError(f"expected a prompt with at least one word, got {found}")
-    if not isinstance(negative_prompt, str):
-        raise ValueError(f"expected negative_prompt to be a text, got {show(negative_prompt)}")
-    for text in (prompt, negative_prompt):
-        if "\0" in text or text.encode(errors="replace").decode() != text:
-            raise ValueError(f"expected prompts that can be written as UTF-8, without zero bytes, got {text[:80]!r}")
-        if len(text) > MAX_PROMPT:
-            raise ValueError(f"expected prompts of at most {MAX_PROMPT} characters, got one of {len(text)}")
-    check_seed(settings["seed"])
-    for name in ("num_inference_steps", "condition_scale"):
-        if settings[name] is None:
-            raise TypeError(f"expected {name} to be a number, got None")
-        RUN_SETTINGS[name].check(settings[name])
-    check_size(settings["size"])
-    (height, width), steps = settings["size"], settings["num_inference_steps"]
-    if (count := (steps + 1) * math.prod(latents_shape((height, width)))) > MAX_LATENTS:
-        raise ValueError(
-            f"expected at most {MAX_LATENTS} elements in the latents of all steps, got {count} with"
-            f" {steps} step{'' if steps == 1 else 's'} of a size of {height}x{width}"
-        )
-    if not isinstance(settings["options"], dict):
-        raise TypeError(f"expected options by name, got {show(settings['options'])}")
-    check_options(cast(dict[str, Any], settings["options"]), STYLE_OPTIONS)
-    if settings["condition_scale"] in (0, 1):
-        needy = {"halves": "both", "query_guidance": 0}
-        options = cast(dict[str, Any], settings["options"])
-        if name := next((name for name, value in needy.items() if options.get(name, value) != value), None):
-            raise ValueError(
-                f"expected guidance beside {name}={options[name]}, which acts on one of its halves, got"
-                f" condition_scale={settings['condition_scale']:g}, which is none"
-            )
-    method, picture, details = (settings.get(name, default) for name, default in DEFAULTS.items())
-    if method not in METHODS or isinstance(picture, str) != (method != "prompt") or not isinstance(details, dict):
-        raise ValueError(
-            f"expected a method among {', '.join(METHODS)}, the digest of a picture for all but the first, and details"
-            f" by name, got {show(method)}, {show(picture)} and {show(details)}"
-        )
-
-
-def check_size(size: Any) -> None:
-    """Check the size of images: their height and width, in pixels.
-
-    Args:
-        size: The size.
-
-    Raises:
-        ValueError: If it is none, or one that latents cannot have.
-    """
-    if not isinstance(size, list | tuple) or len(cast(list[Any], size)) != 2:
-        raise ValueError(f"expected a size of height and width, got {show(size)}")
-    height, width = cast(tuple[Any, Any], size)
-    if any(not is_integer(side) or not 64 <= side <= MAX_SIDE or side % PIXELS != 0 for side in (height, width)):
-        raise ValueError(
-            f"expected a size of multiples of {PIXELS}, at least 64 and at most {MAX_SIDE}, got"
-            f" {show(height)}x{show(width)}"
-        )
 
 
 def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:

@@ -13,21 +13,17 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from refiners.foundationals.latent_diffusion.solvers import Solver
-from torch import Generator, Tensor
+from torch import Tensor
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.denoising import predict_noise
-from style_aligned.models.family import family_of, latents_shape
-from style_aligned.models.finite import check_latents, decode_image
+from style_aligned.models.finite import decode_image
 from style_aligned.models.model import (
     Model,
     check_is_model,
     check_model,
     describe_model,
-    fingerprint,
-    name_precision,
-    same_weights,
     sample_weights,
     tensor_bytes,
 )
@@ -40,42 +36,23 @@ from style_aligned.models.solvers import (
 )
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import TextEmbedding, embed
-from style_aligned.options import INVERSION, PRESETS, STYLE_OPTIONS, split_options
-from style_aligned.styles.captions import Captioner, caption_picture
-from style_aligned.styles.file import (
-    METHODS,
-    PREVIEW,
-    SETTINGS,
-    StyleError,
-    check_settings,
-    read_style_file,
-    write_style_file,
-)
-from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
+from style_aligned.options import split_options
+from style_aligned.styles.captions import Captioner
+from style_aligned.styles.compatibility import check_solver, check_started, check_text, check_weights
+from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_style_file
+from style_aligned.styles.from_image import read_picture
 from style_aligned.styles.mask import prepare_mask
-from style_aligned.styles.picture import Fit, digest_picture, fit_picture, open_picture
+from style_aligned.styles.picture import Fit
+from style_aligned.styles.settings import (
+    GUIDANCE_OFF,
+    SETTINGS,
+    check_noise,
+    check_settings,
+    complete_settings,
+    refusal,
+)
 from style_aligned.styles.trajectory import ReferenceTrajectory
 from style_aligned.words import show
-
-GUIDANCE_OFF = (0, 1)
-"""The strengths of the classifier-free guidance that turn it off."""
-
-FIXED = {
-    "prompt": "the reference was made from its prompt",
-    "negative_prompt": "the reference was made with its negative prompt",
-    "seed": "the reference was made from the noise of its seed",
-    "num_inference_steps": "the latents of the reference are those of its own steps",
-    "condition_scale": "the reference was made with its guidance",
-    "size": "the latents of the reference have a size, and generate(…, size=…) draws targets of another one",
-    "solver": "the latents of the reference are those of its own solver",
-    "model": "the latents of the reference are those of its own model",
-    "method": "the reference was made by it",
-    "picture": "the reference was made from it",
-    "details": "the reference was made by them",
-    "text": "it is the embedding of the reference's prompt",
-    "trajectory": "it is the reference itself",
-}
-"""Why settings of a style that has a trajectory cannot change."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,7 +109,7 @@ class Style:
         made = self.trajectory.__dict__.setdefault("made_with", self._made_with())
         for name, value in self._made_with().items():
             if made[name] != value:
-                raise ValueError(_refusal(name, value, made[name]))
+                raise ValueError(refusal(name, value, made[name]))
 
     @classmethod
     def from_prompt(
@@ -284,63 +261,15 @@ class Style:
             (image,) = generate(model, style, ["a mushroom, pixel art"])
             ```
         """
-        check_is_model(model)
-        if method not in METHODS[1:]:
-            raise ValueError(f"expected method to be one of {', '.join(METHODS[1:])}, got {show(method)}")
-        opened, notes = open_picture(image)
-        fitted, fit_notes = fit_picture(opened, size, family_of(model).default_size, fit)
-        notes += fit_notes
-        settings = complete_settings(
-            model, "Style.from_image", prompt="-" if prompt is None else prompt, negative_prompt=negative_prompt,
-            seed=seed, size=(fitted.height, fitted.width), num_inference_steps=num_inference_steps,
-            condition_scale=condition_scale, like=like, options=options, keywords=keywords,
-        )  # fmt: skip
-        steps = settings["num_inference_steps"]
         details: dict[str, Any] = {"fit": fit, "fresh_noise": fresh_noise}
         if method == "ddim":
             details = {"fit": fit, "inversion_scale": inversion_scale, "offset": offset, "iterations": iterations}
-        check_details(details, steps)
-        if prompt is None:
-            caption = caption_picture(opened, model, captioner)
-            settings["prompt"] = caption.prompt
-            check_settings(settings)
-            notes.append(f"captioned {caption.prompt!r}")
-        if notes:
-            name = "the picture" if isinstance(image, Image.Image) else str(image)
-            warnings.warn(f"{name}: {', '.join(notes)}", stacklevel=2)
-        with exclusive_use(model):
-            check_model(model, settings["options"])
-            solver = make_solver(model, steps)
-            warn_about_first_timestep(solver)
-            text = embed(model, settings["prompt"], negative_prompt)
-            latents = encode_picture(model, fitted)
-            if method == "noise":
-                generator = Generator().manual_seed(seed)
-                sampled = torch.randn(latents.shape, generator=generator)
-                noise = sampled if noise is None else check_noise(noise, settings["size"])
-                rows = add_noise(latents, solver, noise.detach(), fresh=generator if fresh_noise else None)
-            else:
-                rows, residual = invert(
-                    model, latents, solver, text, condition_scale=inversion_scale, iterations=iterations,
-                    on_step=on_step,
-                )  # fmt: skip
-                rows = with_offset(rows, offset)
-                if iterations > 0:
-                    details["residual"] = residual
-            check_latents(torch.cat(rows), settings["prompt"], model.unet)
-            preview = fitted.copy()
-            preview.thumbnail((PREVIEW, PREVIEW))
-            return cls(
-                **settings,
-                solver=describe_solver(solver),
-                model=describe_model(model),
-                text=text.conditional if settings["condition_scale"] in GUIDANCE_OFF else text,
-                trajectory=ReferenceTrajectory(steps, rows, preview=preview),
-                method=method,
-                picture=digest_picture(opened),
-                details=details,
-                weights=sample_weights(model),
-            )
+        fields = read_picture(
+            model, image, prompt, method, details, noise=noise, captioner=captioner, on_step=on_step,
+            negative_prompt=negative_prompt, seed=seed, size=size, num_inference_steps=num_inference_steps,
+            condition_scale=condition_scale, like=like, options=options, keywords=keywords,
+        )  # fmt: skip
+        return cls(**fields)
 
     @classmethod
     def blend(cls, styles: Sequence[tuple["Style", float]]) -> "Style":
@@ -511,7 +440,7 @@ class Style:
         fixed = self._made_with()
         for name, value in settings.items():
             if name in fixed and value != fixed[name]:
-                raise ValueError(_refusal(name, value, fixed[name]))
+                raise ValueError(refusal(name, value, fixed[name]))
         changed = {"options": self.options, **settings}
         changed["options"] = split_options(options, changed["options"], "Style.with_")
         if changed.get("condition_scale") in GUIDANCE_OFF:
@@ -568,27 +497,19 @@ class Style:
         check_is_model(model)
         for part, _ in self.blended[1:]:
             part.check(model, force)
+        guidance = self.condition_scale
         with exclusive_use(model):
             check_model(model, {})
-            self._check_weights(model, force=force and self.is_complete)
-            own, given = self.solver, describe_solver(model.solver)
-            if given != own:
-                names, none = {**own, **given}, "nothing of that name"
-                name = next(name for name in names if given.get(name, none) != own.get(name, none))
-                raise StyleError(
-                    f"expected a solver with {name}={own.get(name, none)}, as the style's, got {given.get(name, none)}"
-                )
+            if not self.is_complete:
+                check_started(model, self.model, self.trajectory.latents[0].device, condition_scale=guidance)
+            check_weights(model, self.model, self.weights, condition_scale=guidance, force=force and self.is_complete)
+            check_solver(model, self.solver)
             try:
                 StyleAlignedAdapter(model.unet, **self.options)
                 make_solver(model, self.num_inference_steps)
             except ValueError as error:
                 raise StyleError(f"the style does not fit the model: {error}") from None
-            found, expected = (
-                {name: list(tensor.shape[1:]) for name, tensor in embedding.tensors.items()}
-                for embedding in (self.text, embed(model, "", None))
-            )
-            if found != expected:
-                raise StyleError(f"expected a style with text embeddings of shapes {expected}, got {found}")
+            check_text(model, self.text)
 
     def image(self, model: Model | None = None) -> Image.Image:
         """Decode the reference. Steps that are left are done first.
@@ -687,125 +608,3 @@ class Style:
         if self.trajectory.model is None:
             raise TypeError("expected a model for a style that was loaded or completed, got none: give it one")
         return self.trajectory.model
-
-    def _check_weights(self, model: Model, *, force: bool) -> None:
-        """Check that the model is the style's own, in its own precision if steps are left to do."""
-        own, given = self.model, describe_model(model)
-        names = ["class"] if self.condition_scale in GUIDANCE_OFF else ["class", "classifier_free_guidance"]
-        if not self.is_complete:
-            names += ["precision", "fingerprint"]
-            device = self.trajectory.latents[0].device
-            if torch.empty(0, device=model.device).device != device:  # "cuda" is "cuda:0"
-                raise StyleError(
-                    f"expected a model on {device}, where the style was started, got one on {model.device}"
-                )
-        for name in names:
-            if given[name] != own[name]:
-                raise StyleError(f"expected a model with {name}={own[name]}, as the style's, got {given[name]}")
-        if force or given["fingerprint"] == own["fingerprint"]:
-            return
-        if given["precision"] == own["precision"]:
-            what = f"fingerprint={own['fingerprint']}, as the style's, got {given['fingerprint']}"
-            raise StyleError(f"expected a model with {what}")
-        self._check_other_precision(model)
-
-    def _check_other_precision(self, model: Model) -> None:
-        own, given = self.model["precision"], name_precision(model.dtype)
-        if self.weights is not None:
-            is_same = same_weights(self.weights, sample_weights(model))
-        elif torch.finfo(model.dtype).bits > torch.finfo(getattr(torch, own, torch.float32)).bits:
-            rounded = fingerprint(model.clip_text_encoder, model.unet, dtype=getattr(torch, own))
-            is_same = rounded == self.model["fingerprint"]
-        else:
-            raise StyleError(
-                f"expected a model with precision={own}, as the style's, got {given}: a style file of an earlier"
-                " version does not tell weights of another precision"
-            )
-        if not is_same:
-            raise StyleError(
-                f"expected a model with the weights of the style's, which had precision={own}, got others in {given}"
-            )
-        warnings.warn(
-            f"the style was made in {own} and the model is in {given}: images differ a little from those in {own}",
-            stacklevel=4,
-        )
-
-
-def complete_settings(
-    model: Model,
-    function: str,
-    *,
-    options: Mapping[str, Any] | None,
-    keywords: Mapping[str, Any],
-    like: str | None = None,
-    **settings: Any,
-) -> dict[str, Any]:
-    """Check the settings of a style that is to be made, and fill in what is recommended for its model.
-
-    Args:
-        model: The model.
-        function: The name of the function that was given them, for errors.
-        options: The options that were given by name.
-        keywords: Those that were given as keywords.
-        like: The name of a preset, which takes precedence over what is recommended.
-        settings: The other settings. None means what is recommended.
-    """
-    family = family_of(model)
-    if like is not None and like not in PRESETS:
-        raise ValueError(f"expected like to be one of {', '.join(PRESETS)}, got {show(like)}")
-    preset = PRESETS.get(like or "", {})
-    recommended = {**vars(family), "size": family.default_size, **preset}
-    for name in ("num_inference_steps", "condition_scale", "size"):
-        if settings[name] is None:
-            settings[name] = recommended[name]
-    own = {name: value for name, value in preset.items() if name in STYLE_OPTIONS}
-    settings["options"] = {**family.options, **own, **split_options(keywords, options, function)}
-    check_settings(settings)
-    return {**settings, "size": tuple(settings["size"])}
-
-
-def check_noise(noise: Any, size: tuple[int, int], images: int = 1) -> Tensor:
-    """Check noise that images are to start from.
-
-    Args:
-        noise: The noise.
-        size: The height and width of the images, in pixels.
-        images: The number of images.
-
-    Raises:
-        TypeError: If it is no tensor of a floating type.
-        ValueError: If it is of another shape, or not finite.
-    """
-    if not (isinstance(noise, Tensor) and noise.is_floating_point()):
-        raise TypeError(f"expected noise to be a tensor of a floating type, got {show(noise)}")
-    if noise.shape != (expected := latents_shape(size, images)):
-        raise ValueError(f"expected noise of shape {expected}, got {tuple(noise.shape)}")
-    if not noise.isfinite().all():
-        raise ValueError("expected noise to be finite, got NaN or infinity")
-    return noise
-
-
-def check_details(details: Mapping[str, Any], steps: int) -> None:
-    """Check how a picture is to be brought to its trajectory.
-
-    Args:
-        details: The settings for that, by name.
-        steps: The number of steps.
-
-    Raises:
-        TypeError: If one is not of its type.
-        ValueError: If one is out of its range.
-    """
-    for name, value in details.items():
-        if name in INVERSION:
-            INVERSION[name].check(value)
-    if not details.get("offset", 0) < steps:
-        raise ValueError(f"expected offset to be less than the number of steps, {steps}, got {details['offset']}")
-
-
-def _refusal(name: str, value: Any, own: Any) -> str:
-    changeable = ", ".join(STYLE_OPTIONS)
-    return (
-        f"expected {name} to stay {show(own)}, got {show(value)}: {FIXED[name]}. Make a new style, or change options"
-        f" ({changeable})"
-    )

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from style_aligned.models.mini import Mini
 from style_aligned.sampling.generation import generate
-from style_aligned.styles.file import MAX_PROMPT, StyleError, check_settings, write_style_file
+from style_aligned.styles.file import StyleError, write_style_file
+from style_aligned.styles.settings import MAX_PROMPT, check_settings
 from style_aligned.styles.style import Style
 
 

@@ -1,0 +1,72 @@
+"""What the commands that draw report in the end: a line, or JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from style_aligned.cli.options import ReportOptions
+from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.records import SetImage
+from style_aligned.sets.sheet import sheet_path, write_sheet
+
+
+def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, report: ReportOptions) -> None:
+    """Draw the contact sheet anew after a change, and report it."""
+    sheet = sheet_path(image_set)
+    write_sheet([image_set], sheet)
+    described = {
+        "folder": str(image_set.folder),
+        "sheet": str(sheet),
+        what: [describe_image(image) for image in images],
+    }
+    report_result(
+        described, f"{what}: {', '.join(image.name for image in images)}; all together: {sheet}", sheet, report
+    )
+
+
+def report_drawn(
+    output: Path, sets: Sequence[ImageSet], sheet: Path, new: int, there: int, report: ReportOptions
+) -> None:
+    """Report what a command has drawn."""
+    already = f" ({there} were there already)" if there else ""
+    shown = f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}"
+    report_result({**describe_sets(output, sets, sheet), "new": new, "there": there}, shown, sheet, report)
+
+
+def describe_sets(
+    output: Path, sets: Sequence[ImageSet], sheet: Path, drawn: Sequence[SetImage] | None = None
+) -> dict[str, Any]:
+    """Return what JSON says of sets."""
+    described: dict[str, Any] = {
+        "folder": str(output),
+        "sheet": str(sheet),
+        "sets": [
+            {
+                "folder": str(image_set.folder),
+                "reference": describe_image(image_set.state.reference),
+                "images": [describe_image(image) for image in image_set.state.current],
+            }
+            for image_set in sets
+        ],
+    }
+    if drawn is not None:
+        described["drawn"] = [describe_image(image) for image in drawn]
+    return described
+
+
+def describe_image(image: SetImage) -> dict[str, Any]:
+    """Return what JSON says of an image."""
+    number = {} if image.id < 0 else {"id": image.id}
+    return {**number, "prompt": image.prompt, "seed": image.drawing.seed, "file": image.drawing.file}
+
+
+def report_result(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
+    """Print the result, as a line or as JSON, and open the file that shows it if that was asked for."""
+    typer.echo(json.dumps(described, indent=2, ensure_ascii=False) if report.json else shown)
+    if report.open:
+        import webbrowser
+
+        webbrowser.open(path.resolve().as_uri())
