@@ -1,6 +1,6 @@
 """Measure what alignment costs on the full-size U-Net of SDXL, with random weights.
 
-    python scripts/benchmark.py [--latents 64] [--images 4] [--rounds 3] [--device cpu]
+    python scripts/benchmark.py [--latents 64] [--images 4] [--rounds 3] [--device cpu] [--reference-latents 32]
 
 The contestants differ in self-attentions alone. So in each step with classifier-free guidance, every self-attention is
 run by all of them, one after the other on the same input and in turns, and everything else once for all. That way what
@@ -11,7 +11,8 @@ disturbs a machine for some seconds disturbs all of them:
 - built-in: `StyleAlignedAdapter` of Refiners;
 and for the targets alone, in a step without their reference:
 - targets' bound: the bound;
-- replay: ours, their reference recorded before.
+- replay: ours, their reference recorded before;
+- smaller reference: the same, with a reference of another size, if that is given.
 Printed are the medians over rounds of the time of a step (everything else, and the contestant's self-attentions), and
 of the ratios of the same round.
 """
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="images in the set, the reference included")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--reference-latents", type=int, help="height and width of a smaller reference to replay too")
     options = parser.parse_args()
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     unet = random_unet(options.device, torch.bfloat16)
@@ -170,19 +172,25 @@ def main() -> None:
         yield
         adapter.eject()
 
-    @contextmanager
-    def replay(chain: fl.Chain, x: Tensor) -> Generator[None, None, None]:
-        bank = ReferenceBank()
-        with StyleAlignedAdapter(chain, set_size=options.images) as adapter:
-            with adapter.record(bank):
-                chain(x[:2])
-            with adapter.replay(bank):
-                yield
+    def replay(reference: int) -> Contestant:
+        @contextmanager
+        def contest(chain: fl.Chain, x: Tensor) -> Generator[None, None, None]:
+            bank = ReferenceBank()
+            tokens = x.shape[1] * reference**2 // options.latents**2
+            with StyleAlignedAdapter(chain, set_size=options.images) as adapter:
+                with adapter.record(bank):
+                    chain(x[:2, :tokens])
+                with adapter.replay(bank):
+                    yield
+
+        return contest
 
     of_sets: dict[str, Contestant] = {
         "plain": lambda chain, x: nullcontext(), "bound": bound(1), "ours": ours, "built-in": builtin,
     }  # fmt: skip
-    of_targets: dict[str, Contestant] = {BOUND_OF_REPLAY: bound(0), "replay": replay}
+    of_targets: dict[str, Contestant] = {BOUND_OF_REPLAY: bound(0), "replay": replay(options.latents)}
+    if (smaller := options.reference_latents) is not None:
+        of_targets["smaller reference"] = replay(smaller)
     rows = 2 * options.images
     seconds: dict[str, list[float]] = {name: [] for name in (*of_sets, *of_targets)}
     for number in range(-1, options.rounds):  # the first one warms up
@@ -204,6 +212,8 @@ def main() -> None:
         print(f"| {name} | {own_rows} | {statistics.median(durations):.2f} | {relative} |")
     print(f"ours / bound: {ratio('ours', 'bound')}")
     print(f"replay / its bound: {ratio('replay', BOUND_OF_REPLAY)}")
+    if smaller is not None:
+        print(f"replay of a reference of {smaller}x{smaller} / replay: {ratio('smaller reference', 'replay')}")
 
 
 if __name__ == "__main__":

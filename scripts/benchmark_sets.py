@@ -51,13 +51,18 @@ def record_once(model: Model, steps: int, on_step: OnStep) -> None:
 
 def in_every_batch(model: Model, steps: int) -> Iterator[int]:
     seed = 1
-    with StyleAlignedAdapter(model.unet):
+    style = Style.from_prompt(model, REFERENCE, num_inference_steps=steps)
+    with StyleAlignedAdapter(model.unet, **style.options):
         for targets in batches_of(BATCH_SIZE - 1):
             text = stack([embed(model, prompt) for prompt in (REFERENCE, *[PROMPT] * targets)])
             solver = model.solver.rebuild(num_inference_steps=steps, first_inference_step=0)
             x = torch.cat([sample_noise(model, index, (256, 256)) for index in (0, *range(seed, seed + targets))])
             for step in solver.inference_steps:
-                x = solver(x, predict_noise(model, solver, x, step, text=text, condition_scale=5.0), step=step)
+                x = solver(
+                    x,
+                    predict_noise(model, solver, x, step, text=text, condition_scale=style.condition_scale),
+                    step=step,
+                )
                 yield len(x)
             for index in range(1 if seed > 1 else 0, len(x)):  # the reference's image is needed once
                 model.lda.latents_to_image(x[index : index + 1])

@@ -132,8 +132,9 @@ def measure_folders(
     """Measure the images of folders, and write the results as a table."""
     from style_aligned.evaluation.metrics import METRICS, evaluate_folders
     from style_aligned.files import describe_picture, write_png
+    from style_aligned.models.devices import find_device
 
-    library.check_available(device)
+    find_device(device)
     with _progress() as on_progress:
         evaluation = evaluate_folders(
             folders,

@@ -24,36 +24,17 @@ def load_model(name: str, options: ModelOptions, bank_device: str | None = None)
         bank_device: Another device that has to be there.
     """
     from style_aligned.models.checkpoints import load_model
+    from style_aligned.models.devices import find_device
 
-    for device in (options.device, bank_device):
-        if device not in (None, "auto"):
-            check_available(device)
     inputs.check_model_name(name)
+    if bank_device is not None:
+        find_device(bank_device)
     return load_model(name, **options.keywords)
 
 
 def is_embedded(model: Model) -> bool:
     """Return whether a model is the embedded one."""
     return hasattr(getattr(model.clip_text_encoder, "tokenizer", None), "unknown_words")
-
-
-def check_available(device: str) -> None:
-    """Check that PyTorch can compute on a device.
-
-    Args:
-        device: Its name.
-
-    Raises:
-        ValueError: If it cannot.
-    """
-    import torch
-
-    wanted = torch.device(device)
-    count_devices = getattr(getattr(torch, wanted.type, None), "device_count", int)  # older versions lack some
-    count: int = count_devices()
-    if wanted.type != "cpu" and (wanted.index or 0) >= count:
-        finds = f"{count} of them" if count else "none"
-        raise ValueError(f"expected a device that is there, got {device!r}: PyTorch {torch.__version__} finds {finds}")
 
 
 def warn_about_prompts(model: Model, texts: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ SEPARATORS = re.compile(r"[.,;:]\s|\s(?=in\b)|\s(?=with\b)|\s[-|\u2013\u2014]\s"
 
 
 @dataclass(frozen=True)
-class ImageSet:
+class FolderSet:
     """Images that are to share one style.
 
     Attributes:
@@ -32,7 +32,7 @@ class ImageSet:
     objects: tuple[str | None, ...]
 
 
-def find_sets(folder: Path) -> list[ImageSet]:
+def find_sets(folder: Path) -> list[FolderSet]:
     """Find the sets of images in a folder.
 
     Every folder that holds images is a set: the folder itself, and those in it at any depth, but for hidden ones.
@@ -54,7 +54,7 @@ def find_sets(folder: Path) -> list[ImageSet]:
         raise ValueError(
             f"expected a folder of images, got {folder}, {'a file' if folder.exists() else 'which is not there'}"
         )
-    sets: list[ImageSet] = []
+    sets: list[FolderSet] = []
     for place in [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]:
         inside = place.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
@@ -71,7 +71,7 @@ def find_sets(folder: Path) -> list[ImageSet]:
             prompts = {reference: read_texts(reference).get("prompt"), **prompts}
         objects = _read_lines(place / OBJECTS, len(prompts))
         sets.append(
-            ImageSet(
+            FolderSet(
                 name=folder.resolve().name if place == folder else inside.as_posix(),
                 is_unaligned=is_unaligned,
                 images=tuple(prompts),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from style_aligned.evaluation.encoders import CLIP, CSD, DINO, ImageEncoder, load_clip, load_csd, load_dino
-from style_aligned.evaluation.folders import ImageSet, find_sets
+from style_aligned.evaluation.folders import FolderSet, find_sets
 from style_aligned.evaluation.palette import palette, palette_distances
 from style_aligned.evaluation.plot import Column, Panel, draw_panels
 from style_aligned.evaluation.statistics import Interval, bootstrap_mean, bootstrap_pairs
@@ -166,7 +166,7 @@ def _panel(title: str, description: str, rows: Sequence[Measures]) -> Panel:
     return Panel(title, description, labels, columns)
 
 
-def _group(folder: Path, image_set: ImageSet, *, several: bool, compared: bool) -> str:
+def _group(folder: Path, image_set: FolderSet, *, several: bool, compared: bool) -> str:
     kind = ("unaligned" if image_set.is_unaligned else "aligned") if compared else ""
     names = [str(folder) if several else "", kind]
     return ", ".join(name for name in names if name) or "all"
@@ -186,7 +186,7 @@ def _groups(sets: Sequence[Measures], metrics: Sequence[str]) -> Iterator[Measur
 
 
 def _measure(
-    image_set: ImageSet, metrics: Sequence[str], encoders: Mapping[str, ImageEncoder], batch_size: int
+    image_set: FolderSet, metrics: Sequence[str], encoders: Mapping[str, ImageEncoder], batch_size: int
 ) -> dict[str, Interval | None]:
     """Measure one set. Its images are read once, a batch at a time."""
     count = len(image_set.images)

@@ -25,9 +25,18 @@ def first_cells(output: str) -> list[str]:
 
 @pytest.mark.full_size
 def test_steps_of_the_full_size_unet() -> None:
-    output = run("scripts/benchmark.py", "--latents", "16", "--images", "2", "--rounds", "1")
-    assert first_cells(output)[2:] == ["plain", "bound", "ours", "built-in", "targets' bound", "replay"]
+    output = run(
+        "scripts/benchmark.py", "--latents", "16", "--images", "2", "--rounds", "1", "--reference-latents", "8"
+    )
+    contestants = ["plain", "bound", "ours", "built-in", "targets' bound", "replay", "smaller reference"]
+    assert first_cells(output)[2:] == contestants
     assert "ours / bound: " in output
+
+
+def test_references_of_other_sizes() -> None:
+    output = run("-m", "scripts.evaluate_sizes", "--sets", "1", "--steps", "1", "--sides", "128", "256")
+    expected = ["128, counts as one image", "128, counts as its tokens", "256, counts as one image"]
+    assert first_cells(output)[2:] == expected
 
 
 def test_memory_of_a_set() -> None:
