@@ -22,6 +22,11 @@ def words(text: str) -> list[str]:
     return [folded[match.start() : match.end()] for match in re.finditer("w[wm]*", kinds)]
 
 
+def is_url(text: str) -> bool:
+    """Return whether a text is an address on the internet, from where nothing is fetched."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", text, re.IGNORECASE) is not None
+
+
 def show(value: Any, length: int = 80) -> str:
     """Return what an error says of a value that was given: short, whatever the value is.
 

@@ -1,5 +1,6 @@
 """The commands that draw: `generate`, `explore`, `add`, `reroll` and `style`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from style_aligned.cli.options import (
     StyleOptions,
     takes,
 )
+from style_aligned.cli.picture import PictureOptions
 
 Folder = Annotated[Path, typer.Argument(metavar="SET", help="The folder of the set.")]
 
@@ -22,6 +24,7 @@ Folder = Annotated[Path, typer.Argument(metavar="SET", help="The folder of the s
 @takes(
     prompt_options=PromptOptions,
     reference_options=ReferenceOptions,
+    picture_options=PictureOptions,
     style_options=StyleOptions,
     draw=DrawOptions,
     model=ModelOptions,
@@ -33,8 +36,8 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="[STYLE] [PROMPT]...",
-            help="Where the style comes from: a prompt, a set's folder, or a style file, with or without its ending;"
-            " then what to draw. With --reference or --style, all are prompts.",
+            help="Where the style comes from: a prompt, a picture, a set's folder, or a style file, with or without"
+            " its ending; then what to draw. With --reference or --style, all are prompts.",
             show_default=False,
         ),
     ] = None,
@@ -44,13 +47,14 @@ def generate(
     ] = None,
     style: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A style file, or a set's folder. Repeat it for several styles."),
+        typer.Option(metavar="FILE", help="A style file, a set's folder or a picture. Repeat it for several styles."),
     ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What to draw. Repeat it for more images.")
     ] = None,
     prompt_options: PromptOptions,
     reference_options: ReferenceOptions,
+    picture_options: PictureOptions,
     style_options: StyleOptions,
     draw: DrawOptions,
     model: ModelOptions,
@@ -75,6 +79,7 @@ def generate(
         prompts=prompt or [],
         prompt_options=prompt_options,
         reference_options=reference_options,
+        picture_options=picture_options,
         options=style_options.given,
         draw=draw,
         model=model,
@@ -177,21 +182,45 @@ def reroll(
     run.reroll(folder, images, seed, count, style_options.given, draw, model, report)
 
 
-@takes(reference_options=ReferenceOptions, style_options=StyleOptions, model=ModelOptions)
+@takes(
+    reference_options=ReferenceOptions, picture_options=PictureOptions, style_options=StyleOptions, model=ModelOptions
+)
 def style(
     *,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt of the reference.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="The .safetensors file to write.")],
+    text: Annotated[
+        str, typer.Argument(metavar="PROMPT|PICTURE", help="The prompt of the reference, or a picture for it.")
+    ],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The .safetensors file to write.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What a picture shows: the same as --caption.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     reference_options: ReferenceOptions,
+    picture_options: PictureOptions,
     style_options: StyleOptions,
     model: ModelOptions,
 ) -> None:
-    """Make a style file from a prompt, without a set.
+    """Make a style file from a prompt or a picture, without a set.
 
-    Example: style-aligned style "a fox, neon sign" --output fox.safetensors
+    Example: style-aligned style painting.jpg --prompt "a castle, watercolor" --output sea.safetensors
     """
-    inputs.check_prompt(prompt, "the prompt")
+    from style_aligned.sets.sources import Source, find_source, looks_like_path
+
+    source = find_source(text) if looks_like_path(text) else Source("prompt", inputs.check_prompt(text, "the prompt"))
+    if source.kind == "style":
+        raise ValueError(f"expected a prompt or a picture to make a style of, got {text!r}, which is a style already")
+    if prompt is not None:
+        inputs.reject({"--caption": picture_options.caption}, "beside --prompt, which says the same")
+        picture_options = replace(picture_options, caption=inputs.check_prompt(prompt, "--prompt"))
+    if source.kind == "prompt":
+        picture_options.reject()
+    elif picture_options.caption_only:
+        from style_aligned.cli import run
+
+        run.caption([source.path], picture_options, model)
+        return
+    if output is None:
+        raise typer.BadParameter("expected --output FILE")
     inputs.check_output_file(output)
     if output.suffix != ".safetensors":
         raise ValueError(f"expected --output to end in .safetensors, as style files do, got {output}")
@@ -200,4 +229,4 @@ def style(
 
     from style_aligned.cli import run
 
-    run.make_style(output, prompt, reference_options, style_options.given, model)
+    run.make_style(output, source, reference_options, picture_options, style_options.given, model)

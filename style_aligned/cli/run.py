@@ -19,9 +19,10 @@ from style_aligned.cli.options import (
     resolve_model,
     set_model_name,
 )
+from style_aligned.cli.picture import Method, PictureOptions, print_caption, style_from_picture
 from style_aligned.cli.progress import Progress
 from style_aligned.cli.reports import describe_sets, report_drawn, report_result
-from style_aligned.models.family import default_size
+from style_aligned.models.family import default_size, family_of
 from style_aligned.models.model import Model
 from style_aligned.sets import drawing
 from style_aligned.sets.backend import Backend
@@ -32,9 +33,11 @@ from style_aligned.sets.names import find_images
 from style_aligned.sets.needs import check_needs
 from style_aligned.sets.prompts import collect_prompts
 from style_aligned.sets.records import SetError, SetImage
-from style_aligned.sets.set_file import SHEET_FILE
+from style_aligned.sets.set_file import SHEET_FILE, STYLE_FILE
 from style_aligned.sets.sheet import sheet_path, write_sheet
+from style_aligned.sets.sources import Source
 from style_aligned.sets.work import Artist, Done, Report
+from style_aligned.styles.picture import open_picture
 from style_aligned.styles.style import Style
 
 
@@ -47,6 +50,7 @@ def generate(
     prompts: Sequence[str],
     prompt_options: PromptOptions,
     reference_options: ReferenceOptions,
+    picture_options: PictureOptions,
     options: Mapping[str, Any],
     draw: DrawOptions,
     model: ModelOptions,
@@ -55,18 +59,26 @@ def generate(
     """Draw prompts in one or more styles, each of which has a set."""
     sources, drawn = find_sources(texts, references, styles)
     drawn = [*drawn, *prompts]
+    pictures = [source.path for source in sources if source.kind == "picture"]
+    if not pictures:
+        picture_options.reject()
+    elif picture_options.caption_only:
+        caption(pictures, picture_options, model)
+        return
     if not drawn and not prompt_options.prompts:
         raise ValueError(
             "expected at least one prompt to draw in that style, got none (style-aligned style makes a style)"
         )
-    if all(source.kind != "prompt" for source in sources):
+    if all(source.kind == "style" for source in sources):
         reference_options.reject("beside a style that is there: it has its own")
     jobs = [Job(source, set_folder(output, sources, index)) for index, source in enumerate(sources)]
     for job in jobs:
         prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
-        if job.source.path is not None:
+        if job.source.kind == "style" and job.source.path is not None:
             job.style = Style.load(job.source.path)
+    for picture in filter(None, pictures):
+        open_picture(picture)  # what is wrong with it is said before a model is loaded
     settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     check_folders(output, jobs)
     name = resolve_model(model.model, *(known for job in jobs for known in known_models(job)))
@@ -75,6 +87,9 @@ def generate(
     with workers.load(name, model, draw) as (loaded, backend), Progress.show() as progress:
         library.warn_about_prompts(loaded, all_texts(jobs, reference_options))
         for job in jobs:
+            if job.source.kind == "picture" and job.source.path is not None:
+                own = job.folder / STYLE_FILE
+                job.style = style_from_picture(loaded, job.source.path, {**settings, **picture_options.settings()}, own)
             done, image_set, count = _generate(job, loaded, backend, name, settings, prompt_options, draw, progress)
             sets.append(image_set)
             new, there = new + len(done.images), there + count
@@ -172,22 +187,42 @@ def explore(
 
 
 def make_style(
-    output: Path, prompt: str, reference_options: ReferenceOptions, options: Mapping[str, Any], model: ModelOptions
+    output: Path,
+    source: Source,
+    reference_options: ReferenceOptions,
+    picture_options: PictureOptions,
+    options: Mapping[str, Any],
+    model: ModelOptions,
 ) -> None:
-    """Make a style file."""
-    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options), "prompt": prompt}
+    """Make a style file, from a prompt or a picture."""
+    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options)}
     loaded = library.load_model(resolve_model(model.model), model)
-    library.warn_about_prompts(loaded, [prompt, *filter(None, [reference_options.negative])])
+    known = picture_options.caption if source.kind == "picture" else source.text
+    library.warn_about_prompts(loaded, list(filter(None, [known, reference_options.negative])))
     library.warn_about_size(loaded, settings.get("size") or default_size(loaded))
     with Progress.show() as progress:
-        started = drawing.start_style(loaded, settings)
-        progress.start(1, started.num_inference_steps)
-        progress.describe("reference")
-        style = started.complete(loaded, on_step=progress.step)
+        if source.kind == "picture" and source.path is not None:
+            if picture_options.method == Method.ddim:
+                progress.start(1, settings.get("num_inference_steps") or family_of(loaded).num_inference_steps)
+                progress.describe("inversion")
+            given = {**settings, **picture_options.settings()}
+            style = style_from_picture(loaded, source.path, given, on_step=progress.step)
+        else:
+            started = drawing.start_style(loaded, {**settings, "prompt": source.text})
+            progress.start(1, started.num_inference_steps)
+            progress.describe("reference")
+            style = started.complete(loaded, on_step=progress.step)
         progress.image()
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
     typer.echo(f'{output}: next, style-aligned generate {output} "…" --output FOLDER')
+
+
+def caption(pictures: Sequence[Path | None], picture_options: PictureOptions, model: ModelOptions) -> None:
+    """Print the captions of pictures."""
+    loaded = library.load_model(resolve_model(model.model), model)
+    for picture in filter(None, pictures):
+        print_caption(loaded, picture, picture_options.captioner)
 
 
 def _generate(

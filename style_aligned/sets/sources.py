@@ -1,4 +1,4 @@
-"""Where a style comes from: the folder of a set, a style file, or a prompt."""
+"""Where a style comes from: the folder of a set, a style file, a picture, or a prompt."""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ from pathlib import Path
 from style_aligned.sets.image_set import is_set, read_image_set
 from style_aligned.sets.prompts import check_prompt
 from style_aligned.sets.set_file import STYLE_FILE
+from style_aligned.words import is_url
 
 STYLE_ENDING = ".safetensors"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif", ".svg")
+EXPECTED = "a set's folder, a style file, a picture or a prompt"
 ENDINGS = (STYLE_ENDING, *PICTURES, ".json", ".txt", ".csv", ".jsonl", ".ckpt", ".pt", ".bin")
 
 
@@ -18,9 +20,9 @@ class Source:
     """Where a style comes from.
 
     Attributes:
-        kind: `prompt`, or `style` for a style file.
+        kind: `prompt`, `style` for a style file, or `picture`.
         text: The prompt, or what people called the file.
-        path: The path of the style file.
+        path: The path of the style file or the picture.
         model: The name of the model of the set that the style is from. None if it is not known.
         prefix: The prefix of the set's prompts.
         suffix: The suffix of the set's prompts.
@@ -45,29 +47,31 @@ def find_source(text: str) -> Source:
     """Find out what the text for a style means.
 
     Args:
-        text: A set's folder, a style file with or without its ending, or else a prompt.
+        text: A set's folder, a style file with or without its ending, a picture, or else a prompt.
 
     Raises:
         ValueError: If it looks like a path, and is none of these.
     """
     if (source := _find_file(text)) is not None:
         return source
+    if is_url(text):
+        raise ValueError(f"expected a file on this machine, got {text!r}: download it first")
     if looks_like_path(text):
         raise ValueError(
-            f"expected a set's folder, a style file or a prompt, got {text!r}, which is not there (a prompt that looks"
-            " like a file is given by --reference)"
+            f"expected {EXPECTED}, got {text!r}, which is not there (a prompt that looks like a file is given by"
+            " --reference)"
         )
     return Source("prompt", check_prompt(text, "the reference"))
 
 
 def find_style(text: str) -> Source:
-    """Find the style file that a text means: the file, or that of a set's folder.
+    """Find the style file that a text means: the file, or that of a set's folder. A picture may become a style.
 
     Raises:
         ValueError: If there is none.
     """
     if (source := _find_file(text)) is None:
-        raise ValueError(f"expected a style file or a set's folder, got {text!r}, which is not there")
+        raise ValueError(f"expected a style file, a set's folder or a picture, got {text!r}, which is not there")
     return source
 
 
@@ -84,10 +88,8 @@ def _find_file(text: str) -> Source | None:
         if path.is_dir():
             return _find_in_folder(path)
         if path.suffix.lower() in PICTURES and path.is_file():
-            beside = path.with_suffix(STYLE_ENDING)
-            if not beside.is_file():
-                raise ValueError(f"expected a set's folder, a style file or a prompt, got the picture {text}")
-            return Source("style", text, beside)  # a candidate of `explore`
+            beside = path.with_suffix(STYLE_ENDING)  # a candidate of `explore`, or what was made of the picture before
+            return Source("style", text, beside) if beside.is_file() else Source("picture", text, path)
         if path.is_file():
             return Source("style", text, path)
         named = path.with_name(path.name + STYLE_ENDING) if path.name else path
@@ -106,4 +108,4 @@ def _find_in_folder(folder: Path) -> Source:
         raise ValueError(f"{folder} is a set whose reference is not drawn yet: style-aligned add {folder}")
     if styles := sorted(folder.glob(f"*{STYLE_ENDING}")):
         raise ValueError(f"{folder} holds {len(styles)} styles: take one of them, such as {styles[0].with_suffix('')}")
-    raise ValueError(f"{folder} is a folder without a style: expected a set's folder, a style file or a prompt")
+    raise ValueError(f"{folder} is a folder without a style: expected {EXPECTED}")

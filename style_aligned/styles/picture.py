@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from style_aligned.files import BOMBS, UNREADABLE, without_warnings
-from style_aligned.words import show
+from style_aligned.words import is_url, show
 
 Fit = Literal["crop", "pad", "fit", "stretch"]
 FITS = ("crop", "pad", "fit", "stretch")
@@ -18,7 +18,6 @@ FITS = ("crop", "pad", "fit", "stretch")
 
 MULTIPLE = 64  # pixels: of the sides of a size that follows a picture
 EXTREME = 4  # an aspect ratio: from here on, most of a picture is cut off
-URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 START = 1024  # bytes in which the type of a file can be seen
 OTHERS = (
     (re.compile(rb"^....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", re.DOTALL), "HEIC"),
@@ -48,7 +47,7 @@ def open_picture(source: str | Path | Image.Image) -> tuple[Image.Image, list[st
         return _to_rgb(source, "the picture")
     if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"expected the path of a picture, or a PIL image, got {show(source)}")
-    if URL.match(str(source)):
+    if is_url(str(source)):
         raise ValueError(f"expected a picture on this machine, got {show(str(source))}: download it first")
     path = Path(source)
     if path.is_dir():

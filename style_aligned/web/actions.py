@@ -2,6 +2,7 @@
 
 import io
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -115,15 +116,24 @@ class Actions:
         self.model = model
         self._new = threading.Lock()  # two people who start a set at a time get a folder each
 
-    def create(self, reference: str, style: str, prompts: str, settings: Settings, name: str = "") -> str:
+    def create(
+        self,
+        reference: str,
+        style: str,
+        prompts: str,
+        settings: Settings,
+        name: str = "",
+        picture: Path | None = None,
+    ) -> str:
         """Start a set, and have it drawn.
 
         Args:
-            reference: The prompt of the reference. Empty if there is a style.
+            reference: The prompt of the reference. Empty if there is a style, or to have a picture captioned.
             style: The name of the style in the library, if the reference is one of before.
             prompts: What to draw, a prompt a line.
             settings: The settings.
             name: The name of the set. Empty makes one of the reference.
+            picture: A picture for the reference.
 
         Returns:
             The name of the set.
@@ -132,12 +142,15 @@ class Actions:
             ValueError: If something is not as it should be, with what to do.
         """
         settings.check()
-        texts = _lines(prompts)
+        texts, notes = _lines(prompts), list[str]()
         if style:
             source = find_style(str(self.library.style_path(style)))
             source = replace(source, text=style)
             loaded = Style.load(self.library.style_path(style)).with_(**settings.options)
             given: dict[str, Any] = {}
+        elif picture is not None:
+            source, given = Source("picture", "picture", picture), {}
+            loaded, notes = self._take_picture(picture, reference, settings)
         else:
             source, loaded = Source("prompt", check_prompt(reference, "the reference")), None
             given = {**settings.reference, **({"options": dict(settings.options)} if settings.options else {})}
@@ -155,8 +168,20 @@ class Actions:
                 artist.plan(collected)
                 artist.draw_missing()
 
-        self.jobs.submit(folder.name, f"drawing {_count(len(collected), 'image')}", run)
+        job = self.jobs.submit(folder.name, f"drawing {_count(len(collected), 'image')}", run)
+        job.notes.extend(notes)
         return folder.name
+
+    def _take_picture(self, picture: Path, prompt: str, settings: Settings) -> tuple[Style, list[str]]:
+        """Make the style of a picture. What was done to it is told in words."""
+        given: dict[str, Any] = {**settings.reference, **settings.options}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                style = Style.from_image(self.model.get(), picture, prompt.strip() or None, **given)
+            except (ValueError, OSError) as error:
+                raise ValueError(str(error).replace(str(picture), "the picture")) from error
+        return style, [str(warning.message).replace(str(picture), "the picture") for warning in caught]
 
     def take_style(self, upload: Path) -> str:
         """Take a style file into the folder.

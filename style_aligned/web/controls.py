@@ -1,6 +1,6 @@
 """The controls for settings and options, as `style_aligned.options` declares them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,20 +24,22 @@ class Control:
     Attributes:
         name: The name of the setting or option.
         component: The component.
-        kind: The type of the value.
+        kind: The type of the value, or what reads it.
         is_option: Whether it sets an option of the adapter.
+        form: What a value looks like that is no number.
     """
 
     name: str
     component: Any
-    kind: type[Any] = str
+    kind: Callable[[Any], Any] = str
     is_option: bool = False
+    form: str | None = None
 
     def read(self, value: Any) -> Any:
         """Return the value of the component as one of its type. None means that it is left open.
 
         Raises:
-            ValueError: If it is no number, and has to be one.
+            ValueError: If it is no number, or of no other form, that it has to be of.
         """
         if self.kind is bool:
             return CHOICES.get(value)
@@ -46,8 +48,8 @@ class Control:
         try:
             return self.kind(value)
         except ValueError:
-            number = "a whole number" if self.kind is int else "a number"
-            raise ValueError(f"expected {self.component.label.lower()} to be {number}, got {show(value)}") from None
+            form = self.form or ("a whole number" if self.kind is int else "a number")
+            raise ValueError(f"expected {self.component.label.lower()} to be {form}, got {show(value)}") from None
 
 
 def make_strength() -> list[Control]:
@@ -108,7 +110,7 @@ def read_controls(controls: Sequence[Control], values: Sequence[Any], *, strengt
 
 
 def _make_option(option: Option) -> Control:
-    label = option.name.replace("_", " ").capitalize().replace("Adain", "AdaIN")
+    label = option.cli_name[2:].replace("-", " ").capitalize().replace("Adain", "AdaIN")
     if option.kind is not bool:
         return _make_number(option, label)
     choice = gr.Dropdown(list(CHOICES), value=AUTOMATIC, label=label, info=option.help, filterable=False)
@@ -116,11 +118,12 @@ def _make_option(option: Option) -> Control:
 
 
 def _make_number(option: Option, label: str) -> Control:
-    return Control(option.name, _make_field(label, option.help, option.default), option.kind)
+    field = _make_field(label, option.help, None if option.default is None else option.default_text)
+    return Control(option.name, field, option.parse or option.kind, form=option.metavar)
 
 
-def _make_field(label: str, info: str, default: int | float | None) -> Any:
+def _make_field(label: str, info: str, default: int | str | None) -> Any:
     """Make a field for a number: empty for its default, which Gradio's own fields for numbers cannot be."""
     return gr.Textbox(
-        "", label=label, info=info, placeholder=AUTOMATIC if default is None else str(default), max_length=20
+        "", label=label, info=info, placeholder=AUTOMATIC if default is None else str(default), max_length=200
     )

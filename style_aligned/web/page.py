@@ -111,6 +111,15 @@ class Page:
                             2, 16, value=6, step=1, label="Candidates", min_width=120, elem_id="count"
                         )
                         self.explore = gr.Button("Explore", min_width=80, elem_id="explore")
+                with gr.Tab("Picture", id="picture") as picture_tab:
+                    self.picture = gr.File(
+                        label="Picture", file_types=["image"], height=120, elem_id="picture", show_label=False
+                    )
+                    self.picture_view = gr.HTML("", **HTML, elem_id="picture-view")
+                    self.caption = gr.Textbox(
+                        label="What it shows", placeholder="a castle, watercolor", max_length=2000, elem_id="caption",
+                        info="And its style. Left empty, the model says it.",
+                    )  # fmt: skip
                 with gr.Tab("Earlier style", id="style") as style_tab:
                     self.style = gr.Dropdown(
                         [], label="Style", info="Of a set, a candidate or a style file in this folder.", elem_id="style"
@@ -118,7 +127,7 @@ class Page:
                     self.upload = gr.UploadButton(
                         "Upload a style file", file_types=[STYLE_ENDING], size="sm", elem_id="upload"
                     )
-            self.tab_kinds = {"prompt": prompt_tab, "style": style_tab}
+            self.tab_kinds = {"prompt": prompt_tab, "picture": picture_tab, "style": style_tab}
         self.reference_card = gr.HTML("", **HTML, visible=False, elem_id="reference-card")
         self.prompts = gr.Textbox(
             label="Prompts", info="One a line.", lines=5, max_lines=12, elem_id="prompts",
@@ -180,12 +189,23 @@ class Page:
         values = [control.component for control in self.controls]
         drawn = self.draw.click(
             self.start,
-            [*where, self.kind, self.reference, self.style, self.prompts, self.name, *values],
+            [
+                *where,
+                self.kind,
+                self.reference,
+                self.picture,
+                self.caption,
+                self.style,
+                self.prompts,
+                self.name,
+                *values,
+            ],
             [self.current, self.looks, self.prompts, self.name],
             **QUIET,
         )
         show(drawn)
         show(self.missing.click(self.draw_missing, [self.current, *values], None, **QUIET))
+        self.picture.change(self.show_picture, self.picture, self.picture_view, **QUIET)
         show(self.upload.upload(self.take_style, self.upload, self.style, **QUIET))
         show(self.explore.click(self.start_exploring, [self.reference, self.count, *values], self.looks, **QUIET))
         show(self.cancel.click(self.cancel_jobs, where[:2], None, **QUIET))
@@ -240,6 +260,8 @@ class Page:
         selected: int | None,
         kind: str,
         reference: str,
+        picture: str | None,
+        caption: str,
         style: str | None,
         prompts: str,
         name: str,
@@ -254,8 +276,12 @@ class Page:
             return [current, looks, "", name]
         if kind == "style" and not style:
             raise ValueError("expected one of the styles that are there, got none: pick one, or write a prompt")
+        if kind == "picture" and not picture:
+            raise ValueError("expected a picture, got none: drop one, or write a prompt")
         style = style if kind == "style" else None
-        created = self.actions.create(reference or "", style or "", prompts or "", settings, name or "")
+        dropped = Path(picture) if kind == "picture" and picture else None
+        text = (reference if dropped is None else caption) or ""
+        created = self.actions.create(text, style or "", prompts or "", settings, name or "", dropped)
         return [created, "", "", ""]
 
     @tell
@@ -273,6 +299,11 @@ class Page:
         """Take a style file into the folder, and use it."""
         name = self.actions.take_style(Path(upload))
         return gr.Dropdown(choices=self.actions.library.styles(), value=name)
+
+    @tell
+    def show_picture(self, picture: str | None) -> str:
+        """Show the picture that was dropped."""
+        return "" if picture is None else view.show_picture(Path(picture))
 
     def cancel_jobs(self, current: str, looks: str) -> None:
         """Cancel what is shown."""

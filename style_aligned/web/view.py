@@ -1,6 +1,7 @@
 """What the page shows of a set, of candidates and of a job, as HTML. Texts of people are escaped, all of them."""
 
 import base64
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from style_aligned.sets.plan import find_missing
 from style_aligned.sets.records import Drawing, SetImage
 from style_aligned.sets.set_file import SET_FILE
 from style_aligned.sets.sheet import sheet_path
+from style_aligned.styles.picture import open_picture
 from style_aligned.web.jobs import Job, State
 
 THUMBNAIL = 384  # pixels
@@ -64,6 +66,23 @@ def signature(folder: Path, job: Job | None, ahead: int) -> str:
             continue
         stats.append(f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
     return " ".join([folder.name, *stats, f"{id(job):x}-{job.version}-{ahead}" if job is not None else ""])
+
+
+def show_picture(path: Path) -> str:
+    """Show a picture that somebody has dropped, in small.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        image, _ = open_picture(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), "the file")) from error
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="dropped" alt="The picture" src="data:image/jpeg;base64,{content}">'
 
 
 def show_job(job: Job | None, ahead: int) -> str:

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from style_aligned.files import read_texts
 from style_aligned.sets.changes import rename_image
 from style_aligned.sets.image_set import open_set, read_image_set
+from style_aligned.styles.style import Style
 from tests.web.conftest import Served, until
 
 pytestmark = pytest.mark.browser
@@ -25,9 +26,9 @@ def fill(page: Page, reference: str, prompts: str, *, name: str = "") -> None:
     """Fill in the form for a new set of small images, which are drawn one at a time."""
     page.get_by_label("Reference").fill(reference)
     page.get_by_label("Prompts").fill(prompts)
-    if not page.get_by_label("Steps").is_visible():
+    if not page.get_by_label("Steps of the solver").is_visible():
         page.get_by_role("button", name="Advanced").click()
-    page.get_by_label("Steps").fill("2")
+    page.get_by_label("Steps of the solver").fill("2")
     page.get_by_label("Width").fill("64")
     page.get_by_label("Images at a time").fill("1")
     page.get_by_label("Name of the set").fill(name)
@@ -128,6 +129,27 @@ def test_explore_and_pick(page: Page, served: Served) -> None:
     assert own.read_bytes() == candidate.read_bytes()
 
 
+def test_a_dropped_picture_is_the_reference(page: Page, served: Served, tmp_path: Path) -> None:
+    wrong, castle = tmp_path / "wrong.png", tmp_path / "castle.png"
+    wrong.write_text("no picture")
+    Image.linear_gradient("L").resize((96, 64)).save(castle)
+    fill(page, "", "a cat, ink")
+    page.get_by_role("tab", name="Picture").click()
+    page.get_by_role("button", name="Draw the set").click()
+    expect(page.get_by_text("expected a picture, got none: drop one, or write a prompt")).to_be_visible()
+    page.locator("#picture input[type=file]").set_input_files(wrong)
+    expect(page.get_by_text("expected the file to be a picture, got a file that is none")).to_be_visible()
+    page.get_by_role("button", name="Remove this file").or_(page.get_by_label("Clear")).first.click()
+    page.locator("#picture input[type=file]").set_input_files(castle)
+    expect(page.locator("#picture-view img")).to_be_visible()
+    page.get_by_label("What it shows").fill("a castle, ink")
+    page.get_by_role("button", name="Draw the set").click()
+    expect(page.locator(THERE)).to_have_count(1)
+    expect(page.locator("#job")).to_contain_text("the picture: cropped to its middle (67% of it)")
+    style = Style.load(served.folder / "a-castle-ink/style.safetensors")
+    assert (style.prompt, style.method, style.size) == ("a castle, ink", "noise", (64, 64))
+
+
 def test_cancel_keeps_what_is_done_and_the_rest_is_drawn_later(page: Page, served: Served) -> None:
     draw(page, "a fox, ink", "\n".join(f"a cat {number}" for number in range(MANY)), name="cancelled")
     expect(page.get_by_role("progressbar")).to_be_visible()
@@ -205,7 +227,7 @@ def test_a_wrong_file_and_wrong_settings(page: Page, served: Served, tmp_path: P
     page.get_by_role("button", name="Draw the set").click()
     expect(page.get_by_text("expected the set's name to be a file's name")).to_be_visible()
     page.get_by_label("Name of the set").fill("inside")
-    page.get_by_label("Steps").fill("many")
+    page.get_by_label("Steps of the solver").fill("many")
     page.get_by_role("button", name="Draw the set").click()
     expect(page.get_by_text("expected steps to be a whole number, got 'many'")).to_be_visible()
     assert (sorted(served.folder.iterdir()) if served.folder.exists() else []) == before
