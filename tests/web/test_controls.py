@@ -1,5 +1,8 @@
 """What people write into the fields of the page."""
 
+import asyncio
+import gc
+import warnings
 from typing import Any
 
 import gradio as gr
@@ -11,8 +14,13 @@ from style_aligned.web.controls import Control, make_advanced, make_strength, re
 
 @pytest.fixture(scope="module")
 def controls() -> list[Control]:
-    with gr.Blocks():
-        return [control for control in (*make_strength(), *make_advanced()) if control.name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # gradio leaves an event loop open
+        with gr.Blocks(analytics_enabled=False):
+            made = [control for control in (*make_strength(), *make_advanced()) if control.name]
+        asyncio.set_event_loop(None)
+        gc.collect()
+    return made
 
 
 def read(controls: list[Control], **given: Any) -> Any:
