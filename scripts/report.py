@@ -22,6 +22,8 @@ steps, guidance {guidance:g}, seed {seed}. No set was left out.
 
 - **style**: the fraction of targets that the classifier finds in the style that the reference's prompt names;
 - **concept**: the fraction of targets whose concept is the classifier's first guess out of {concepts};
+- **leakage**: the fraction of targets whose first guess is the concept of their reference instead, and behind it the
+  mean probability of that concept;
 - **palette distance**: how far apart the colours of a set's images are, as the mean over its pairs, in units of CIELAB
   (`style_aligned.evaluation.palette.palette_distance`: plain colour statistics, no network); **ratio**: against
   unaligned.
@@ -83,8 +85,8 @@ def to_markdown(
         lines = [
             f"## {setting.name.capitalize()}\n",
             f"{setting.description.capitalize()}.\n",
-            "| | style | concept | palette distance | ratio |",
-            "|---|---|---|---|---|",
+            "| | style | concept | leakage | palette distance | ratio |",
+            "|---|---|---|---|---|---|",
         ]
         lines += [_line(row) for row in results.rows if row.setting == setting.name]
         parts.append("\n".join(lines) + "\n")
@@ -120,7 +122,8 @@ def _line(row: Row) -> str:
     ratio = "" if row.palette_ratio is None else _show(row.palette_ratio, ".2f")
     name = f"**{row.variant}**" if row.variant in MAIN else row.variant
     distance = _show(row.palette_distance, ".1f")
-    return f"| {name} | {_show(row.style, '.0%')} | {_show(row.concept, '.0%')} | {distance} | {ratio} |"
+    leakage = f"{_show(row.leakage, '.1%')}, {row.leakage_probability.value:.1%}"
+    return f"| {name} | {_show(row.style, '.0%')} | {_show(row.concept, '.0%')} | {leakage} | {distance} | {ratio} |"
 
 
 def _show(interval: Interval, form: str) -> str:

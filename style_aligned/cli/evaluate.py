@@ -84,7 +84,7 @@ def evaluate(
     program, or from a prompts.txt beside others, with a line for each.
 
     Without: on the embedded model. It draws aligned and unaligned sets, and a classifier that was trained on real
-    drawings tells their style and their concept.
+    drawings tells their style and their concept, and how often that is the reference's concept (leakage).
 
     Example: style-aligned evaluate icons --metrics palette
     """
@@ -173,10 +173,12 @@ def evaluate_model(load: Callable[[], Model], output: Path | None, **options: An
     model = load()
     with _progress() as on_progress:
         results = evaluate(model, on_progress=on_progress, **options)
-    forms = {"style": ".1%", "concept": ".1%", "palette_distance": ".1f"}
+    forms = {
+        "style": ".1%", "concept": ".1%", "leakage": ".1%", "leakage_probability": ".1%", "palette_distance": ".1f",
+    }  # fmt: skip
     try:
         _echo_table(
-            ("setting", "variant", "style", "concept", "palette distance"),
+            ("setting", "variant", *(name.replace("_", " ") for name in forms)),
             [
                 (row.setting, row.variant, *(_show(getattr(row, name), form) for name, form in forms.items()))
                 for row in results.rows

@@ -108,6 +108,8 @@ class Row:
         variant: The name of the variant.
         style: The fraction of targets that the classifier finds in the style that the reference's prompt names.
         concept: The fraction of targets whose concept is the classifier's first guess.
+        leakage: The fraction of targets whose first guess is the concept of the reference.
+        leakage_probability: The mean probability of that concept.
         palette_distance: The mean over sets of the mean palette distance between a set's images, the reference
             included, in CIELAB units.
         palette_ratio: The same as a fraction of the unaligned sets'. None if those were not generated.
@@ -118,6 +120,8 @@ class Row:
     variant: str
     style: Interval
     concept: Interval
+    leakage: Interval
+    leakage_probability: Interval
     palette_distance: Interval
     palette_ratio: Interval | None
     seconds: float
@@ -314,7 +318,7 @@ def evaluate(
         baseline: list[float] | None = None
         # the unaligned sets first: the others are compared with them
         for variant in sorted(variants, key=lambda variant: variant.options is not None):
-            scores: list[tuple[float, float, float]] = []
+            scores: list[_Scores] = []
             seconds = 0.0
             for batch in batches:
                 start = time.perf_counter()
@@ -333,16 +337,15 @@ def evaluate(
                     scores.append(_score(classifier, one, its_images))
                     if on_set is not None:
                         on_set(setting, variant, one, its_images)
-            styles, concepts, distances = (list(column) for column in zip(*scores, strict=True))
+            columns = {name: [getattr(score, name) for score in scores] for name in _Scores.__annotations__}
+            distances = columns["palette_distance"]
             if variant.options is None:
                 baseline = distances
             rows.append(
                 Row(
                     setting=setting.name,
                     variant=variant.name,
-                    style=bootstrap_mean(styles),
-                    concept=bootstrap_mean(concepts),
-                    palette_distance=bootstrap_mean(distances),
+                    **{name: bootstrap_mean(column) for name, column in columns.items()},
                     palette_ratio=None if baseline is None else bootstrap_ratio(distances, baseline),
                     seconds=seconds,
                 )
@@ -350,12 +353,25 @@ def evaluate(
     return Results(rows=tuple(rows), sets=sets, set_size=set_size, seed=seed, steps=steps, guidance=guidance)
 
 
-def _score(classifier: Classifier, prompts: SetOfPrompts, images: list[Image.Image]) -> tuple[float, float, float]:
-    """Give the fractions of targets with the right style and concept, and the palette distance, of one set."""
-    classification = classifier.classify(images[1:])
-    concepts = zip(classification.concept_names, prompts.concepts[1:], strict=True)
-    return (
-        float(np.mean([name == prompts.style for name in classification.style_names])),
-        float(np.mean([name == concept for name, concept in concepts])),
-        set_palette_distance(images),
+@dataclass(frozen=True)
+class _Scores:
+    """What the classifier and the palettes say of one set, by the names of `Row`."""
+
+    style: float
+    concept: float
+    leakage: float
+    leakage_probability: float
+    palette_distance: float
+
+
+def _score(classifier: Classifier, prompts: SetOfPrompts, images: list[Image.Image]) -> _Scores:
+    """Look at the images of one set."""
+    found = classifier.classify(images[1:])
+    reference, *concepts = prompts.concepts
+    return _Scores(
+        style=float(np.mean([name == prompts.style for name in found.style_names])),
+        concept=float(np.mean([a == b for a, b in zip(found.concept_names, concepts, strict=True)])),
+        leakage=float(np.mean([name == reference for name in found.concept_names])),
+        leakage_probability=float(found.concepts[:, classifier.concepts.index(reference)].mean()),
+        palette_distance=set_palette_distance(images),
     )
