@@ -177,7 +177,7 @@ class Page:
             """Show what has changed by an event."""
             event.then(self.show_all, shown, self.outputs, **QUIET)
 
-        load = self.blocks.load(self.open_address, None, [*where, self.prompts, *self._strength], **QUIET)
+        load = self.blocks.load(self.open_address, None, [*where, *self._strength], **QUIET)
         show(load)
         self.timer.tick(self.refresh, [*shown, self.seen], self.outputs, queue=False, **QUIET)
         opened = [*where, self.prompts, *self._strength]
@@ -228,12 +228,16 @@ class Page:
         return [control.component for control in self.controls if control.name == STRENGTH]
 
     def open_address(self, request: gr.Request) -> list[Any]:
-        """Open what the address says: the set that was open before people have reloaded the page."""
+        """Open what the address says: the set that was open before people have reloaded the page.
+
+        What they may have written into the prompts by then stays.
+        """
         query: Any = request.query_params
         library = self.actions.library
         name = library.folder.name if library.is_single else query.get("set", NEW)
         looks = query.get("looks", "")
-        return self.open(name if name in library.sets() else NEW, looks if looks in library.looks() else "")
+        opened = self.open(name if name in library.sets() else NEW, looks if looks in library.looks() else "")
+        return [*opened[:3], *opened[4:]]
 
     def open(self, name: str, looks: str = "") -> list[Any]:
         """Open a set, or the form for a new one."""
