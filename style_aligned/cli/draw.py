@@ -49,6 +49,13 @@ def generate(
         list[str] | None,
         typer.Option(metavar="FILE", help="A style file, a set's folder or a picture. Repeat it for several styles."),
     ] = None,
+    blend: Annotated[
+        bool,
+        typer.Option(
+            "--blend",
+            help="Draw one set in a blend of the styles, each with its weight: --style fox:0.7 --style owl:0.3.",
+        ),
+    ] = False,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="What to draw. Repeat it for more images.")
     ] = None,
@@ -76,6 +83,7 @@ def generate(
         texts=texts or [],
         references=reference or [],
         styles=style or [],
+        blend=blend,
         prompts=prompt or [],
         prompt_options=prompt_options,
         reference_options=reference_options,

@@ -1,6 +1,6 @@
 """The sets of a run of `generate`: where the style of each comes from, where it goes, and what it draws."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from style_aligned.sets.image_set import is_set, read_image_set, sole_use
 from style_aligned.sets.prompts import Prompt
 from style_aligned.sets.set_file import SHEET_FILE
 from style_aligned.sets.sheet import check_sheet
-from style_aligned.sets.sources import Source, find_source, find_style
+from style_aligned.sets.sources import Source, find_blend, find_source, find_style
 from style_aligned.styles.style import Style
 
 
@@ -27,9 +27,12 @@ class Job:
 
 
 def find_sources(
-    texts: Sequence[str], references: Sequence[str], styles: Sequence[str]
+    texts: Sequence[str], references: Sequence[str], styles: Sequence[str], *, blend: bool = False
 ) -> tuple[list[Source], list[str]]:
     """Tell the texts for styles from what to draw."""
+    if blend:
+        inputs.reject({"--reference": references or None}, "beside --blend, which takes style files")
+        return [find_blend(styles)], list(texts)
     if not references and not styles:
         if not texts:
             raise ValueError(
@@ -40,7 +43,22 @@ def find_sources(
         if (twice := next((text for text in given if given.count(text) > 1), None)) is not None:
             raise ValueError(f"expected each {kind} once, got {twice!r} twice")
     sources = [Source("prompt", inputs.check_prompt(text, "--reference")) for text in references]
-    return [*sources, *(find_style(text) for text in styles)], list(texts)
+    return [*sources, *(find_style(text, pictures=True) for text in styles)], list(texts)
+
+
+def load_style(source: Source, settings: Mapping[str, Any]) -> Style | None:
+    """Return the style of a source that has one before a model is there, as the settings change it."""
+    match source.kind:
+        case "style" if source.path is not None:
+            style = Style.load(source.path)
+        case "blend":
+            style = Style.blend([(Style.load(path), weight) for path, weight in source.parts])
+        case _:
+            return None
+    changes = {**settings.get("options", {})}
+    if "reference_mask" in settings:
+        changes["reference_mask"] = settings["reference_mask"]
+    return style.with_(**changes)
 
 
 def set_folder(output: Path, sources: Sequence[Source], index: int) -> Path:

@@ -184,6 +184,14 @@ class ReferenceOptions:
         typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images in pixels.  [default: as suits the model]"),
     ] = None
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to guide away from.")] = None
+    reference_mask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Which part of the reference gives the style: a picture, bright or opaque there; alpha for the"
+            " transparency of a picture that is the reference.  [default: all of it]",
+        ),
+    ] = None
 
     def check(self) -> None:
         """Check what can be checked without PyTorch."""
@@ -191,6 +199,8 @@ class ReferenceOptions:
         inputs.check_number("--guidance", self.guidance, minimum=-1000, maximum=1000)
         inputs.parse_size(self.size)
         inputs.check_text(self.negative or "", "--negative")
+        if self.reference_mask not in (None, "alpha") and not Path(self.reference_mask or "").is_file():
+            raise ValueError(f"expected --reference-mask to be a picture, got {self.reference_mask!r}: no such file")
 
     def settings(self) -> dict[str, Any]:
         """Return what was given, as arguments of `Style.from_prompt`."""
@@ -200,6 +210,7 @@ class ReferenceOptions:
             "condition_scale": self.guidance,
             "size": inputs.parse_size(self.size),
             "negative_prompt": self.negative,
+            "reference_mask": self.reference_mask and _from_anywhere(self.reference_mask),
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -353,5 +364,9 @@ def resolve_model(given: str | None, *known: str | None) -> str:
 
 def set_model_name(name: str) -> str:
     """Return a model's name as a set keeps it: the same from any folder."""
-    path = Path(name)
-    return str(path.resolve()) if name != "mini" and path.exists() else name
+    return "mini" if name == "mini" else _from_anywhere(name)
+
+
+def _from_anywhere(name: str) -> str:
+    """Return a path as it is from any folder, and any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

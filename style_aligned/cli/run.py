@@ -9,7 +9,16 @@ import typer
 
 from style_aligned.cli import library, workers
 from style_aligned.cli.console import STORAGE_IS_FULL, Interrupted, warn
-from style_aligned.cli.jobs import Job, affixes_of, all_texts, check_folders, find_sources, known_models, set_folder
+from style_aligned.cli.jobs import (
+    Job,
+    affixes_of,
+    all_texts,
+    check_folders,
+    find_sources,
+    known_models,
+    load_style,
+    set_folder,
+)
 from style_aligned.cli.options import (
     DrawOptions,
     ModelOptions,
@@ -47,6 +56,7 @@ def generate(
     texts: Sequence[str],
     references: Sequence[str],
     styles: Sequence[str],
+    blend: bool,
     prompts: Sequence[str],
     prompt_options: PromptOptions,
     reference_options: ReferenceOptions,
@@ -57,7 +67,7 @@ def generate(
     report: ReportOptions,
 ) -> None:
     """Draw prompts in one or more styles, each of which has a set."""
-    sources, drawn = find_sources(texts, references, styles)
+    sources, drawn = find_sources(texts, references, styles, blend=blend)
     drawn = [*drawn, *prompts]
     pictures = [source.path for source in sources if source.kind == "picture"]
     if not pictures:
@@ -69,17 +79,18 @@ def generate(
         raise ValueError(
             "expected at least one prompt to draw in that style, got none (style-aligned style makes a style)"
         )
-    if all(source.kind == "style" for source in sources):
+    if reference_options.reference_mask == "alpha" and len(pictures) < len(sources):
+        raise ValueError("expected a picture as the reference beside --reference-mask alpha, got another one")
+    if all(source.kind in ("style", "blend") for source in sources):
         reference_options.reject("beside a style that is there: it has its own")
+    settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     jobs = [Job(source, set_folder(output, sources, index)) for index, source in enumerate(sources)]
     for job in jobs:
         prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
-        if job.source.kind == "style" and job.source.path is not None:
-            job.style = Style.load(job.source.path)
+        job.style = load_style(job.source, settings)
     for picture in filter(None, pictures):
         open_picture(picture)  # what is wrong with it is said before a model is loaded
-    settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     check_folders(output, jobs)
     name = resolve_model(model.model, *(known for job in jobs for known in known_models(job)))
     sets: list[ImageSet] = []
@@ -246,8 +257,6 @@ def _generate(
         suffix=suffix,
     )
     style = job.style
-    if style is not None and "options" in settings:
-        style = style.with_(**settings["options"])
     with _busy_set(job.folder, new=new) as image_set:
         given = (
             settings if job.style is None else {name: value for name, value in settings.items() if name == "options"}

@@ -8,6 +8,7 @@ from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.records import Drawing, SetError, SetImage
 from style_aligned.sets.set_file import REFERENCE_FILE, REFERENCE_ID, SetState
 from style_aligned.sets.sources import Source
+from style_aligned.styles.mask import digest_mask, prepare_mask
 from style_aligned.styles.style import Style
 
 
@@ -60,6 +61,7 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
     own = _own_settings(image_set)
     wanted: dict[str, Any] = {**settings, **settings.get("options", {})}
     wanted.pop("options", None)
+    wanted.pop("reference_mask", None)
     wanted["prompt"] = source.text if style is None else style.prompt
     if style is not None:
         wanted["seed"] = style.seed
@@ -70,6 +72,9 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
                 f"{image_set.folder} holds a set with {shown} {own[name]!r}, not {value!r}: take another"
                 f" --output, or add to it by style-aligned add {image_set.folder}"
             )
+    mask = settings.get("reference_mask") if style is None else style.reference_mask
+    if mask is not None and "style" in own and own["reference_mask"] != digest_mask(prepare_mask(mask, own["size"])):
+        raise SetError(f"{image_set.folder} holds a set with another reference mask: take another --output")
     if style is not None and own.get("style") not in (None, style.digest):
         raise SetError(f"{image_set.folder} holds a set of another style: take another --output")
 
@@ -90,6 +95,7 @@ def _own_settings(image_set: ImageSet) -> dict[str, Any]:
         "condition_scale": made_with.get("guidance"),
         "size": (int(height), int(width)) if height.isdigit() and width.isdigit() else None,
         "style": made_with.get("style"),
+        "reference_mask": made_with.get("reference_mask"),
         **{name: option.default for name, option in STYLE_OPTIONS.items()},
         **made_with.get("options", {}),
     }

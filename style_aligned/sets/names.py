@@ -8,7 +8,7 @@ from style_aligned.files import slug
 from style_aligned.sets.records import SetError, SetImage
 
 MAX_NAME = 120  # bytes: names of replaced images are longer, and file systems take 255
-OWN_NAMES = {"reference", "sheet", "set", "style"}
+OWN_NAMES = {"reference", "reference-mask", "sheet", "set", "style"}
 
 
 def make_name(image_id: int, text: str, *, digits: int = 3) -> str:

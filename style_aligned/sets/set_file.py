@@ -11,6 +11,7 @@ from style_aligned.sets.records import SetError, SetImage, check, check_file, ch
 
 VERSION = 1
 SET_FILE, STYLE_FILE, REFERENCE_FILE, SHEET_FILE = "set.json", "style.safetensors", "reference.png", "sheet.png"
+MASK_FILE = "reference-mask.png"
 REFERENCE_ID = -1
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """For each older version, what turns its JSON into the next version's. (Folders without set.json: `earlier.py`.)"""

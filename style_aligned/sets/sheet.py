@@ -8,6 +8,7 @@ from PIL import Image
 from style_aligned.files import describe_picture, is_replaceable, write_png
 from style_aligned.sets.contact_sheet import MAX_IMAGES, Cell, Layout, Strip, contact_sheet, fit_cell, wrap
 from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.masks import shade
 from style_aligned.sets.records import SetError, SetImage
 from style_aligned.sets.set_file import SHEET_FILE, SheetSettings
 
@@ -117,11 +118,13 @@ def _lines(
 
 def _cell(image_set: ImageSet, image: SetImage, settings: SheetSettings) -> Cell:
     is_reference = image is image_set.state.reference
+    path = image_set.path(image)
+    picture = shade(image_set.folder, path) if is_reference else path
     if not settings.settings:
-        return Cell(image_set.path(image))
+        return Cell(path)
     options = "".join(f", {name.replace('_', ' ')} {value}" for name, value in image.drawing.options.items())
     caption = f"reference: {image.prompt}" if is_reference else image.prompt
-    return Cell(image_set.path(image), caption, is_reference, note=f"seed {image.drawing.seed}{options}")
+    return Cell(picture, caption, is_reference, note=f"seed {image.drawing.seed}{options}")
 
 
 def _subtitle(sets: Sequence[ImageSet]) -> str:

@@ -14,6 +14,7 @@ from style_aligned.sets import drawing
 from style_aligned.sets.backend import Backend, How, Preview
 from style_aligned.sets.changes import aside_file, make_current
 from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.masks import write_mask
 from style_aligned.sets.names import free_name
 from style_aligned.sets.plan import Missing, Plan, find_missing, plan_images, taken_names, unused_seed, used_seeds
 from style_aligned.sets.prompts import Prompt
@@ -242,6 +243,7 @@ class Artist:
             self._backend.complete_style(self._style, self.report.step)
         if not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
+        write_mask(self.image_set.folder, self._style.reference_mask)
         reference = self.image_set.state.reference
         if not self.image_set.path(reference).is_file():
             settings = drawing.image_settings(self._style, self._drawer)

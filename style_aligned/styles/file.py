@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,26 +48,41 @@ def write_style_file(
         TypeError, ValueError: If a setting is not of its type or out of its range: the file could not be read again.
         OSError: If the file cannot be written. What was there before is still there then.
     """
-    check_settings(settings)
-    buffer = io.BytesIO()
-    preview.save(buffer, format="PNG")
-    contents = {**tensors, "preview": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
-    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(contents.items())}
-    said = {name: value for name, value in settings.items() if name not in DEFAULTS or value != DEFAULTS[name]}
-    described = {"format": FORMAT, **said}
-    described["sha256"] = _digest(described, contents)
-    # a single entry: the order of several is not defined
-    write_bytes(path, save(contents, metadata={"style_aligned": json.dumps(described, sort_keys=True)}))
+    contents, described = _prepare(settings, tensors, preview)
+    _write(path, contents, described)
 
 
-def read_style_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:
-    """Read a style file that `write_style_file` has written.
+def write_blend_file(
+    path: Path, parts: Sequence[tuple[Mapping[str, Any], Mapping[str, Tensor], Image.Image, float]]
+) -> None:
+    """Write a file of a blend: what `write_style_file` takes of each of its styles, and its weight.
+
+    Args:
+        path: The path of the file. What is there is replaced once the new file is complete.
+        parts: The styles.
+
+    Raises:
+        TypeError, ValueError: If a setting is not of its type or out of its range: the file could not be read again.
+        OSError: If the file cannot be written. What was there before is still there then.
+    """
+    all_contents: dict[str, Tensor] = {}
+    blend: list[dict[str, Any]] = []
+    for number, (settings, tensors, preview, weight) in enumerate(parts):
+        contents, described = _prepare(settings, tensors, preview)
+        all_contents |= {f"{number}.{name}": tensor for name, tensor in contents.items()}
+        blend.append({"weight": weight, "style": described})
+    _write(path, all_contents, {"format": FORMAT, "blend": blend})
+
+
+def read_style_file(path: Path) -> list[tuple[dict[str, Any], dict[str, Tensor], Image.Image, float]]:
+    """Read a style file that `write_style_file` or `write_blend_file` has written.
 
     Args:
         path: The path of the file.
 
     Returns:
-        The settings, the tensors by name, and the preview.
+        For each style in it, which is one unless it is a blend: the settings, the tensors by name, the preview, and its
+        weight.
 
     Raises:
         StyleError: If the file is not a style, or was altered or cut off.
@@ -78,9 +94,69 @@ def read_style_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Imag
         raise StyleError(f"expected {path} to be a style file, got one without a safetensors header")
     try:
         with safe_open(path, framework="pt") as file:  # pyright: ignore[reportUnknownVariableType]
-            return _read(file, path)
+            blend = _parse_blend(cast(dict[str, str], file.metadata() or {}), path)  # pyright: ignore[reportUnknownMemberType]
+            if blend is None:
+                return [(*_read(file, path), 1.0)]
+            parts = enumerate(blend)
+            return [(*_read(_Part(file, f"{number}.", style), path), weight) for number, (style, weight) in parts]
     except SafetensorError as error:
         raise StyleError(f"expected {path} to be a complete safetensors file, got one that is not: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One style of the file of a blend, as if it had a file of its own."""
+
+    file: Any
+    prefix: str
+    described: dict[str, Any]
+
+    def metadata(self) -> dict[str, str]:
+        return {"style_aligned": json.dumps(self.described)}
+
+    def keys(self) -> list[str]:
+        return [name.removeprefix(self.prefix) for name in self.file.keys() if name.startswith(self.prefix)]  # noqa: SIM118
+
+    def get_slice(self, name: str) -> Any:
+        return self.file.get_slice(self.prefix + name)
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.file.get_tensor(self.prefix + name)
+
+
+def _prepare(
+    settings: Mapping[str, Any], tensors: Mapping[str, Tensor], preview: Image.Image
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what a style file holds, and what its header says of that."""
+    check_settings(settings)
+    buffer = io.BytesIO()
+    preview.save(buffer, format="PNG")
+    contents = {**tensors, "preview": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(contents.items())}
+    said = {name: value for name, value in settings.items() if name not in DEFAULTS or value != DEFAULTS[name]}
+    described = {"format": FORMAT, **said}
+    described["sha256"] = _digest(described, contents)
+    return contents, described
+
+
+def _write(path: Path, contents: dict[str, Tensor], described: dict[str, Any]) -> None:
+    # a single entry: the order of several is not defined
+    write_bytes(path, save(contents, metadata={"style_aligned": json.dumps(described, sort_keys=True)}))
+
+
+def _parse_blend(metadata: Mapping[str, str], path: Path) -> list[tuple[dict[str, Any], float]] | None:
+    """Return what the header says of each style of a blend, with its weight. None if it is no blend."""
+    try:
+        blend = json.loads(metadata["style_aligned"])["blend"]
+    except (KeyError, TypeError, ValueError, RecursionError):  # no blend, or no style at all
+        return None
+    try:
+        parsed = [(dict(part["style"]), float(part["weight"])) for part in blend]
+    except (KeyError, TypeError, ValueError):
+        raise StyleError(f"expected {path} to hold the styles of a blend, got others") from None
+    if not parsed or not all(math.isfinite(weight) and weight > 0 for _, weight in parsed):
+        raise StyleError(f"expected {path} to hold styles with weights of more than 0, got others")
+    return parsed
 
 
 def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Image.Image]:

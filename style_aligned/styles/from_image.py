@@ -18,7 +18,8 @@ from style_aligned.models.text import embed
 from style_aligned.styles.captions import Captioner, caption_picture
 from style_aligned.styles.file import PREVIEW
 from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
-from style_aligned.styles.picture import digest_picture, fit_picture, open_picture
+from style_aligned.styles.mask import prepare_mask
+from style_aligned.styles.picture import Fit, digest_picture, fit_picture, open_alpha, open_mask, open_picture
 from style_aligned.styles.settings import (
     GUIDANCE_OFF,
     METHODS,
@@ -40,6 +41,7 @@ def read_picture(
     *,
     noise: Tensor | None,
     captioner: Captioner | str | Path | None,
+    mask: Tensor | Image.Image | str | Path | None,
     on_step: Callable[[int], None] | None,
     **given: Any,
 ) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def read_picture(
         details: How the method works, by the names of the arguments of `Style.from_image`, `fit` among them.
         noise: The noise, in place of what the seed gives.
         captioner: What writes a prompt.
+        mask: Which part of the picture gives the style.
         on_step: Called after each step of an inversion, with 1.
         given: The other settings, for `complete_settings`. None means what is recommended.
 
@@ -65,7 +68,11 @@ def read_picture(
     opened, notes = open_picture(image)
     fitted, fit_notes = fit_picture(opened, given["size"], family_of(model).default_size, details["fit"])
     notes += fit_notes
-    given = {**given, "size": (fitted.height, fitted.width), "prompt": "-" if prompt is None else prompt}
+    size = (fitted.height, fitted.width)
+    if mask is not None and not isinstance(mask, Tensor):
+        mask = _fit_mask(mask, image, size, details["fit"])
+    reference_mask = None if mask is None else prepare_mask(mask, size)
+    given = {**given, "size": size, "prompt": "-" if prompt is None else prompt}
     settings = complete_settings(model, "Style.from_image", **given)
     steps = settings["num_inference_steps"]
     check_details(details, steps)
@@ -109,4 +116,14 @@ def read_picture(
             "picture": digest_picture(opened),
             "details": details,
             "weights": sample_weights(model),
+            "reference_mask": reference_mask,
         }
+
+
+def _fit_mask(
+    mask: Image.Image | str | Path, picture: Image.Image | str | Path, size: tuple[int, int], fit: Fit
+) -> Image.Image:
+    """Bring a mask to the size of a picture's reference, as the picture was."""
+    if mask == "alpha":
+        mask = open_alpha(picture)
+    return fit_picture(open_mask(mask), size, size, fit, color="black")[0]

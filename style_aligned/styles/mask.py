@@ -1,5 +1,6 @@
 """Masks: which part of a reference gives the style."""
 
+import hashlib
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from style_aligned.models.family import PIXELS
+from style_aligned.models.model import tensor_bytes
+from style_aligned.styles.picture import open_mask
 
 
 def prepare_mask(
@@ -26,12 +29,8 @@ def prepare_mask(
     Raises:
         ValueError: If a weight is not between 0 and 1, or nothing of the reference is left.
     """
-    if isinstance(mask, str | Path):
-        with Image.open(mask) as picture:
-            picture.load()
-        mask = picture
-    if isinstance(mask, Image.Image):
-        channel = mask.getchannel("A") if "A" in mask.getbands() else mask.convert("L")
+    if isinstance(mask, str | Path | Image.Image):
+        channel = open_mask(mask)
         mask = torch.from_numpy(np.asarray(channel, dtype=np.float32) / 255)  # pyright: ignore[reportUnknownMemberType]
     if mask.ndim != 2 or not mask.isfinite().all() or mask.min() < 0 or mask.max() > 1:
         raise ValueError("expected a reference_mask of shape (height, width) with weights between 0 and 1")
@@ -44,3 +43,8 @@ def prepare_mask(
             f"the reference_mask of {width}x{height} was resized to the reference's {size[1]}x{size[0]}", stacklevel=3
         )
     return adaptive_avg_pool2d(mask.detach().float().cpu()[None], latents_size)[0]
+
+
+def digest_mask(mask: Float[Tensor, "latents_height latents_width"]) -> str:
+    """Return a fingerprint of a mask."""
+    return hashlib.sha256(tensor_bytes(mask)).hexdigest()[:16]

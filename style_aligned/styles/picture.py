@@ -43,33 +43,49 @@ def open_picture(source: str | Path | Image.Image) -> tuple[Image.Image, list[st
             type that has to be converted first, or a URL.
         FileNotFoundError: If there is no such file.
     """
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, "the picture")
-    if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"expected the path of a picture, or a PIL image, got {show(source)}")
-    if is_url(str(source)):
-        raise ValueError(f"expected a picture on this machine, got {show(str(source))}: download it first")
-    path = Path(source)
-    if path.is_dir():
-        raise ValueError(f"expected the path of a picture, got the folder {path}")
-    content = path.read_bytes()
-    try:
-        with without_warnings(), Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return _to_rgb(image, str(path))
-    except UnidentifiedImageError:
-        found = next((name for pattern, name in OTHERS if pattern.match(content[:START])), None)
-        if found is None:
-            found = "an empty file" if not content else "a file that is none"
-            raise ValueError(f"expected {path} to be a picture, got {found}") from None
-        raise ValueError(f"expected {path} to be a PNG, JPEG or WebP, got {found}: save it as one of them") from None
-    except UNREADABLE as error:
-        found = "of too many pixels" if isinstance(error, BOMBS) else "that is damaged"
-        raise ValueError(f"expected {path} to be a whole picture, got one {found}: {error}") from None
+    name = "the picture" if isinstance(source, Image.Image) else str(source)
+    return _to_rgb(_load(source), name)
+
+
+def open_mask(source: str | Path | Image.Image) -> Image.Image:
+    """Read a mask, turned as it is meant to be seen: its transparency if it has any, or else its brightness.
+
+    Args:
+        source: The path of a file, or a picture.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: As `open_picture`.
+    """
+    image = _with_alpha(source)
+    return image.getchannel("A") if "A" in image.getbands() else image.convert("L")
+
+
+def open_alpha(source: str | Path | Image.Image) -> Image.Image:
+    """Read the transparency of a picture as a mask: what is transparent is left out.
+
+    Args:
+        source: The path of a file, or a picture.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: As `open_picture`, and if it has none.
+    """
+    image = _with_alpha(source)
+    if "A" not in image.getbands():
+        raise ValueError("expected a picture with transparent parts for reference_mask='alpha', got one without any")
+    return image.getchannel("A")
+
+
+def _with_alpha(source: str | Path | Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(_load(source))
+    return image.convert("RGBA") if "transparency" in image.info else image
 
 
 def fit_picture(
-    image: Image.Image, size: tuple[int, int] | None, default: tuple[int, int], fit: Fit
+    image: Image.Image,
+    size: tuple[int, int] | None,
+    default: tuple[int, int],
+    fit: Fit,
+    color: str = "white",
 ) -> tuple[Image.Image, list[str]]:
     """Bring a picture to the size of a reference.
 
@@ -80,6 +96,7 @@ def fit_picture(
         default: The height and width that the model was trained for.
         fit: How: `"crop"` takes the middle of the picture, `"pad"` puts all of it on white, `"fit"` does not change its
             shape but by the rounding of sides, `"stretch"` changes it, as Google's code does.
+        color: What `"pad"` puts around it.
 
     Returns:
         The picture, and what had to be done to it, in words.
@@ -105,7 +122,7 @@ def fit_picture(
             if kept < 0.995:
                 notes.append(f"cropped to its middle ({kept:.0%} of it)")
         case "pad":
-            fitted = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color="white")
+            fitted = ImageOps.pad(image, (width, height), Image.Resampling.BICUBIC, color=color)
             if kept < 0.995:
                 notes.append("padded with white")
         case "fit" | "stretch":
@@ -124,6 +141,32 @@ def digest_picture(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}".encode())
     digest.update(image.tobytes())
     return digest.hexdigest()
+
+
+def _load(source: str | Path | Image.Image) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"expected the path of a picture, or a PIL image, got {show(source)}")
+    if is_url(str(source)):
+        raise ValueError(f"expected a picture on this machine, got {show(str(source))}: download it first")
+    path = Path(source)
+    if path.is_dir():
+        raise ValueError(f"expected the path of a picture, got the folder {path}")
+    content = path.read_bytes()
+    try:
+        with without_warnings(), Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return image
+    except UnidentifiedImageError:
+        found = next((name for pattern, name in OTHERS if pattern.match(content[:START])), None)
+        if found is None:
+            found = "an empty file" if not content else "a file that is none"
+            raise ValueError(f"expected {path} to be a picture, got {found}") from None
+        raise ValueError(f"expected {path} to be a PNG, JPEG or WebP, got {found}: save it as one of them") from None
+    except UNREADABLE as error:
+        found = "of too many pixels" if isinstance(error, BOMBS) else "that is damaged"
+        raise ValueError(f"expected {path} to be a whole picture, got one {found}: {error}") from None
 
 
 def _size_like(image: Image.Image, default: tuple[int, int]) -> tuple[int, int]:

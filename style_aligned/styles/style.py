@@ -39,9 +39,9 @@ from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import split_options
 from style_aligned.styles.captions import Captioner
 from style_aligned.styles.compatibility import check_solver, check_started, check_text, check_weights
-from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_style_file
+from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_blend_file, write_style_file
 from style_aligned.styles.from_image import read_picture
-from style_aligned.styles.mask import prepare_mask
+from style_aligned.styles.mask import digest_mask, prepare_mask
 from style_aligned.styles.picture import Fit
 from style_aligned.styles.settings import (
     GUIDANCE_OFF,
@@ -204,6 +204,7 @@ class Style:
         fit: Fit = "crop",
         captioner: Captioner | str | Path | None = None,
         like: str | None = None,
+        reference_mask: Tensor | Image.Image | str | Path | None = None,
         on_step: Callable[[int], None] | None = None,
         options: Mapping[str, Any] | None = None,
         **keywords: Any,
@@ -239,6 +240,8 @@ class Style:
                 classifier of the embedded model, and BLIP for others.
             like: The name of settings of others: `"google-transfer"` or `"google-famous"`. What is given beside it
                 takes precedence.
+            reference_mask: Which part of the picture gives the style, as for `from_prompt`, brought to its size in the
+                same way as the picture. `"alpha"` means the picture's own transparency.
             on_step: Called after each step of an inversion, with 1.
             options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], by name.
             keywords: The same options, as keywords. Those that are not given are as recommended for the model.
@@ -265,7 +268,8 @@ class Style:
         if method == "ddim":
             details = {"fit": fit, "inversion_scale": inversion_scale, "offset": offset, "iterations": iterations}
         fields = read_picture(
-            model, image, prompt, method, details, noise=noise, captioner=captioner, on_step=on_step,
+            model, image, prompt, method, details, noise=noise, captioner=captioner, mask=reference_mask,
+            on_step=on_step,
             negative_prompt=negative_prompt, seed=seed, size=size, num_inference_steps=num_inference_steps,
             condition_scale=condition_scale, like=like, options=options, keywords=keywords,
         )  # fmt: skip
@@ -282,7 +286,7 @@ class Style:
             styles: The styles, each with its weight. Weights count in proportion.
 
         Returns:
-            The blend. It cannot be saved: its styles can.
+            The blend. If only one style has a weight, it is that style.
 
         Raises:
             ValueError: If the weights are no numbers of at least 0 that do not sum up to nothing.
@@ -462,9 +466,12 @@ class Style:
         """Return the settings as they are shown, and written into images."""
         more: dict[str, Any] = {}
         if self.reference_mask is not None:
-            more["reference_mask"] = hashlib.sha256(tensor_bytes(self.reference_mask)).hexdigest()[:16]
+            more["reference_mask"] = digest_mask(self.reference_mask)
         if self.blended:
-            more["blend"] = [{"style": part.describe(), "weight": weight} for part, weight in self.blended]
+            described = [(part.describe(), weight) for part, weight in self.blended]
+            for own, _ in described:
+                del own["options"]  # those of the blend count
+            more["blend"] = [{"style": own, "weight": weight} for own, weight in described]
         from_picture: dict[str, Any] = {}
         if self.method != "prompt":
             from_picture = {"method": self.method, "picture": self.picture, "details": self.details}
@@ -534,15 +541,15 @@ class Style:
                 or if steps are left to do and the latents overflow.
             OSError: If the file cannot be written.
         """
-        if self.blended:
-            raise ValueError("expected a style of one reference to save, got a blend: save the styles that it blends")
-        preview = self.preview
-        tensors = {"latents": self.latents, **self.text.tensors}
-        if self.weights is not None:
-            tensors["weights"] = self.weights
-        if self.reference_mask is not None:
-            tensors["reference_mask"] = self.reference_mask
-        write_style_file(Path(path), {**self.settings, "size": list(self.size)}, tensors, preview)
+        parts = [
+            (_as_json(part.settings), part._tensors(), part.preview, weight) for part, weight in self.complete().parts
+        ]
+        (_, tensors, preview, weight), *others = parts
+        settings = _as_json(self.settings)  # a blend may have other options than its first style
+        if others:
+            write_blend_file(Path(path), [(settings, tensors, preview, weight), *others])
+        else:
+            write_style_file(Path(path), settings, tensors, preview)
 
     @classmethod
     def load(cls, path: str | Path) -> "Style":
@@ -557,19 +564,18 @@ class Style:
             StyleError: If the file is not a style, or was altered or cut off.
             FileNotFoundError: If there is no such file.
         """
-        settings, tensors, preview = read_style_file(Path(path))
-        latents, weights, mask = (
-            tensors.pop("latents"),
-            tensors.pop("weights", None),
-            tensors.pop("reference_mask", None),
-        )
-        text = TextEmbedding(**tensors)
-        if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
-            text = text.conditional
-        trajectory = ReferenceTrajectory(
-            settings["num_inference_steps"], list(torch.tensor_split(latents, len(latents))), preview=preview
-        )
-        return cls(**settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask)
+        styles: list[tuple[Style, float]] = []
+        for settings, tensors, preview, weight in read_style_file(Path(path)):
+            latents = tensors.pop("latents")
+            weights, mask = tensors.pop("weights", None), tensors.pop("reference_mask", None)
+            text = TextEmbedding(**tensors)
+            if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
+                text = text.conditional
+            rows = list(torch.tensor_split(latents, len(latents)))
+            trajectory = ReferenceTrajectory(settings["num_inference_steps"], rows, preview=preview)
+            style = cls(**settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask)
+            styles.append((style, weight))
+        return styles[0][0] if len(styles) == 1 else cls.blend(styles)
 
     @classmethod
     def from_reference(
@@ -604,7 +610,17 @@ class Style:
             del fixed["condition_scale"]
         return fixed
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors that files have."""
+        own = {"latents": self.latents, **self.text.tensors}
+        more = {"weights": self.weights, "reference_mask": self.reference_mask}
+        return {**own, **{name: tensor for name, tensor in more.items() if tensor is not None}}
+
     def _own_model(self) -> Model:
         if self.trajectory.model is None:
             raise TypeError("expected a model for a style that was loaded or completed, got none: give it one")
         return self.trajectory.model
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "size": list(settings["size"])}

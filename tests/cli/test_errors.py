@@ -78,7 +78,10 @@ NEW = ["--output", "new"]
         (["generate", *FOX, "a cat", "--dtype", "float8", *NEW], "--dtype"),
         (["generate", *FOX, "--prompts", "missing.txt", *NEW], "missing.txt: no such file"),
         (["generate", *FOX, "--prompts", "-", "--prompts", "-", *NEW], "expected --prompts - once at most, got it 2"),
-        (["generate", "--style", "missing.safetensors", "a cat", *NEW], "a style file or a set's folder, got 'missing"),
+        (
+            ["generate", "--style", "missing.safetensors", "a cat", *NEW],
+            "a style file, a set's folder or a picture, got 'missing",
+        ),
         (["generate", "missing.safetensors", "a cat", *NEW], "got 'missing.safetensors', which is not there"),
         (
             ["generate", "looks/3", "a cat", *NEW],
@@ -91,10 +94,8 @@ NEW = ["--output", "new"]
             ["generate", "candidates", "a cat", *NEW],
             "candidates holds 1 styles: take one of them, such as candidates/1",
         ),
-        (
-            ["generate", "picture.png", "a cat", *NEW],
-            "expected a set's folder, a style file or a prompt, got the picture",
-        ),
+        (["generate", "picture.png", "a cat", *NEW], "expected picture.png to be a picture, got an empty file"),
+        (["show", "picture.png"], "expected a style file or a set's folder, got the picture picture.png: make a style"),
         (["add", "missing", "a cat"], "expected missing to be the folder of a set, got nothing"),
         (["add", "picture.png", "a cat"], "expected picture.png to be the folder of a set, got a file"),
         (["add", "folder", "a cat"], "expected folder to be the folder of a set, got one without set.json"),
@@ -182,7 +183,7 @@ def test_two_runs_in_one_folder(run: Run, loads: list[Any], icons: Path) -> None
 
 def test_a_style_of_another_kind_of_model(run: Run, icons: Path) -> None:
     path = icons / "style.safetensors"
-    settings, tensors, preview = read_style_file(path)
+    ((settings, tensors, preview, _),) = read_style_file(path)
     for own, message in (
         ("StableDiffusion_XL", "icons/style.safetensors is of SDXL, and the model is the embedded model: add --model"),
         ("StableDiffusion_1", "is of Stable Diffusion 1.5, and the model is the embedded model: add --model"),

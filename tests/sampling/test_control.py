@@ -1,5 +1,6 @@
 """Controls of what is shared, through styles, their files, and `generate`."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from style_aligned import Style, StyleError, generate
@@ -125,7 +128,28 @@ class TestBlend:
         assert [part["weight"] for part in described] == [0.7, 0.3]
         assert blend.digest != Style.blend([(one, 0.6), (two, 0.4)]).digest
 
-    def test_what_cannot_be_blended(self, model: Mini, tmp_path: Path) -> None:
+    def test_a_blend_in_a_file(self, model: Mini, tmp_path: Path) -> None:
+        one, two = make(model), make(model, "a fox, ink", seed=3, size=(64, 128), reference_mask=torch.eye(8, 16))
+        blend = Style.blend([(one, 0.7), (two, 0.3)]).with_(strength=0.5)
+        latents, path = draw(model, blend), tmp_path / "blend.safetensors"
+        blend.save(path)
+        loaded = Style.load(path)
+        assert loaded.digest == blend.digest
+        assert loaded.describe() == blend.describe()
+        assert torch.equal(draw(model, loaded), latents)
+        with safe_open(path, framework="pt") as file:
+            tensors, said = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+        tensors["1.latents"][0, 0, 0, 0] += 1
+        save_file(tensors, path, metadata=said)
+        with pytest.raises(StyleError, match="one that was altered"):
+            Style.load(path)
+        header = json.loads(said["style_aligned"])
+        header["blend"][0]["weight"] = -1
+        save_file(tensors, path, metadata={"style_aligned": json.dumps(header)})
+        with pytest.raises(StyleError, match="styles with weights of more than 0"):
+            Style.load(path)
+
+    def test_what_cannot_be_blended(self, model: Mini) -> None:
         one = make(model)
         with pytest.raises(StyleError, match="the same num_inference_steps to blend, got 4 and 3"):
             Style.blend([(one, 1), (make(model, num_inference_steps=3), 1)])
@@ -134,8 +158,6 @@ class TestBlend:
         for weights in ((0.0, 0.0), (-1.0, 2.0), (float("nan"), 1.0)):
             with pytest.raises(ValueError, match="expected weights of at least 0 that do not sum up to nothing"):
                 Style.blend([(one, weights[0]), (make(model, seed=2), weights[1])])
-        with pytest.raises(ValueError, match="expected a style of one reference to save, got a blend"):
-            Style.blend([(one, 1), (make(model, seed=2), 1)]).save(tmp_path / "blend.safetensors")
         guided = make(model, layers=["up"], query_guidance=1.0)
         with pytest.raises(ValueError, match="expected one style beside query_guidance, got several"):
             Style.blend([(guided, 1), (one, 1)])
