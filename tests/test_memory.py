@@ -41,6 +41,7 @@ class LiveTensors(TorchDispatchMode):
         self.bytes -= nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_complete", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_memory_is_flat(model: Mini, is_complete: bool) -> None:
     def measure(count: int) -> int:

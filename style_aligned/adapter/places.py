@@ -38,8 +38,8 @@ class Place:
     downscale: int = 1
 
 
-def walk(chain: fl.Chain, layer_type: type[TLayer]) -> Iterator[tuple[TLayer, fl.Chain]]:
-    """Walk the layers of the given type, with their parents, that are in the data flow of the chain.
+def walk(chain: fl.Chain, layer_type: type[TLayer] | tuple[type[TLayer], ...]) -> Iterator[tuple[TLayer, fl.Chain]]:
+    """Walk the layers of the given types, with their parents, that are in the data flow of the chain.
 
     What a `Passthrough` holds is left out, since its output is dropped: a ControlNet has attentions of its own.
     """
@@ -80,10 +80,11 @@ def find_group_norms(target: fl.Chain) -> list[Place]:
 def _find_blocks(target: fl.Chain) -> dict[int, tuple[str, int]]:
     """Find the name of each block of the U-Net that a chain is or is part of, and its downscale, by identity."""
     top = (target.get_parents() or [target])[-1]
-    levels = sum(1 for _ in walk(top, fl.Downsample))
+    chains: list[fl.Chain] = [chain for chain, _ in walk(top, (*DOWN, *UP, *MIDDLE))]
+    levels = sum(1 for chain in chains if isinstance(chain, DOWN) for _ in chain.walk(fl.Downsample))
     blocks: dict[int, tuple[str, int]] = {}
     for kinds, section in ((DOWN, "down"), (UP, "up"), (MIDDLE, "middle")):
-        for chain in (chain for kind in kinds for chain, _ in walk(top, kind)):
+        for chain in (chain for chain in chains if isinstance(chain, kinds)):
             if section == "middle":
                 blocks[id(chain)] = "middle.0", 2**levels
                 continue

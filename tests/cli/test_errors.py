@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,9 +269,7 @@ def test_damaged_names_of_concepts(
 def test_a_device_that_is_not_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    module = ModuleType("style_aligned.models.checkpoints")
-    vars(module)["load_model"] = None
-    monkeypatch.setitem(sys.modules, "style_aligned.models.checkpoints", module)
+    monkeypatch.setattr("style_aligned.models.mini.load_mini", None)  # nothing is loaded
     out = tmp_path / "out"
     assert main(["generate", *FOX, "a cat", "--device", "cuda", "--output", str(out)]) == 2
     assert "expected a device that is there, got 'cuda'" in capsys.readouterr().err

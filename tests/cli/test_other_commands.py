@@ -144,7 +144,8 @@ def test_convert(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Have the command evaluate nothing. The options that it gives are collected."""
     number = SimpleNamespace(value=0.5, low=0.25, high=0.75)
-    figures = {"style": number, "concept": number, "palette_distance": number}
+    names = ("style", "concept", "leakage", "leakage_probability", "palette_distance")
+    figures = dict.fromkeys(names, number)
     rows = [
         SimpleNamespace(setting=setting, variant=variant, **figures)
         for setting in ("same style", "style in the reference only")
@@ -168,9 +169,10 @@ def test_evaluate(run: Run, evaluated: dict[str, Any], tmp_path: Path) -> None:
     assert (code, error) == (0, "")
     lines = output.splitlines()
     table = [re.split("  +", line) for line in lines]
-    assert table[0] == ["setting", "variant", "style", "concept", "palette distance"]
+    measures = ["style", "concept", "leakage", "leakage probability", "palette distance"]
+    assert table[0] == ["setting", "variant", *measures]
     share = "50.0% (25% to 75%)"
-    assert table[1] == ["same style", "unaligned", share, share, "0.5 (0.2 to 0.8)"]
+    assert table[1] == ["same style", "unaligned", share, share, share, share, "0.5 (0.2 to 0.8)"]
     assert table[4][:2] == ["style in the reference only", "aligned, but without anything at all"]
     assert len({len(line) for line in lines}) == 1
     assert len({line.index(cells[1]) for line, cells in zip(lines, table, strict=True)}) == 1

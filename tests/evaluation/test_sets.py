@@ -233,7 +233,8 @@ def test_evaluation_compares_variants_on_the_same_sets(model: Mini, classifier: 
 
 
 def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatch, classifier: Classifier) -> None:
-    """A classifier that sees the reference's style everywhere, and the right concept in one target of two."""
+    """A classifier that sees the reference's style everywhere, and of two targets the right concept in one, and the
+    reference's own in the other."""
     sets = draw_prompts(CONCEPTS, STYLES, sets=2, set_size=3, seed=0)
     told = iter(sets)
     counts: list[int] = []
@@ -241,7 +242,10 @@ def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatc
     def findings(self: Classifier, images: list[Image.Image]) -> object:
         counts.append(len(images))
         one = next(told)
-        return type("Findings", (), {"style_names": [one.style] * 2, "concept_names": [one.concepts[1]] * 2})()
+        probabilities = torch.zeros(2, len(CONCEPTS))
+        probabilities[1, CONCEPTS.index(one.concepts[0])] = 0.6
+        names = {"style_names": [one.style] * 2, "concept_names": [one.concepts[1], one.concepts[0]]}
+        return type("Findings", (), {**names, "concepts": probabilities})()
 
     monkeypatch.setattr(Classifier, "classify", findings)
     results = evaluate(
@@ -251,6 +255,8 @@ def test_scores_are_of_targets_alone(model: Mini, monkeypatch: pytest.MonkeyPatc
     (row,) = results.rows
     assert row.style.value == 1
     assert row.concept.value == 0.5
+    assert row.leakage.value == 0.5
+    assert row.leakage_probability.value == pytest.approx(0.3)
     assert row.palette_ratio is None
 
 

@@ -107,6 +107,7 @@ def test_generate_works_with_a_solver_that_adds_noise(model: Mini, monkeypatch: 
     assert relative_error(samples, in_one_batch(model, {})[1:]) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("solver", "solver_dtype"),
     [
@@ -139,6 +140,7 @@ def test_generate_works_without_guidance(model: Mini) -> None:
     assert relative_error(latents(generate(model, make_style(model), PROMPTS, batch_size=2)), expected[1:]) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_set(model: Mini) -> None:
     model.solver = LCMSolver(30)  # adds noise at each step
     style = make_style(model)

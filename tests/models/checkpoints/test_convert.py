@@ -180,6 +180,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "script"), [pytest.param("xl", "convert_sdxl.py", marks=pytest.mark.slow), ("1", "convert_sd15.py")]
 )

@@ -129,7 +129,7 @@ def expected_outputs(pipeline: Any, kind: str, state: State, scale: float = 1.0)
 
 def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
     for ours, theirs in zip(actual, expected, strict=True):
-        assert error(ours.float(), theirs.float()) < 1e-4
+        assert error(ours.float(), theirs.float()) < 3e-4  # 1.1e-4 by the order of sums on some processors
 
 
 @pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
