@@ -5,8 +5,8 @@
 
 Google's `inversion.py` and `sa_handler.py` run as they are, of commit 2faf0af, with the settings of the notebook
 `style_aligned_transfer_sdxl.ipynb`. They are written for float16 and 1024x1024: here `Tensor.half` and the module's
-`torch.float16` mean float32, and the time ids are those of the real size. The file holds the trajectory, and the latents
-of the targets after the last step.
+`torch.float16` mean float32, and the time ids are those of the real size. The file holds the trajectory, and the
+latents of the targets after the last step.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import importlib
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Generator, Tensor
+from torch import Tensor
 
 from tests.models.checkpoints.pipelines import make_pipeline
 
@@ -45,7 +45,7 @@ def make_picture() -> Image.Image:
 def make_noise() -> Tensor:
     """The noise of the targets. Uniform numbers are the same bits on every processor, normal ones are not."""
     shape = (len(TARGETS), 4, SIZE[0] // 8, SIZE[1] // 8)
-    return (torch.rand(shape, generator=Generator().manual_seed(0)) - 0.5) * 12**0.5
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(0)) - 0.5) * 12**0.5
 
 
 class InFloat32:
@@ -58,7 +58,7 @@ class InFloat32:
 
 
 @contextmanager
-def google_code(folder: Path, pipeline: Any) -> Iterator[tuple[Any, Any]]:
+def google_code(folder: Path, pipeline: Any) -> Generator[tuple[Any, Any], None, None]:
     """Import Google's modules, and have them compute in float32 at the size of the picture."""
     sys.path.insert(0, str(folder))
     inversion, sa_handler = (importlib.import_module(name) for name in ("inversion", "sa_handler"))
