@@ -12,7 +12,7 @@ from PIL import Image
 
 from style_aligned import Style
 from style_aligned.models.mini import Mini, known_concepts, known_styles
-from style_aligned.styles.captions import Caption, caption_picture, load_captioner
+from style_aligned.styles.captions import MAX_TOKENS, Caption, caption_picture, load_captioner
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "castle", "painting", "of", "fox"]
 
@@ -39,6 +39,54 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         transformers.BlipForConditionalGeneration(config).save_pretrained(folder)
         images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
         transformers.BlipProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def florence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Florence-2 with random weights, which writes nothing but words."""
+    folder = tmp_path_factory.mktemp("florence")
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<image>"]
+    words = [*special, "a", "castle", "painting", "of", "fox", "what", "does", "the", "image", "describe", "?"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers: Any = importlib.import_module("transformers")
+        tokenizers: Any = importlib.import_module("tokenizers")
+        own = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+        own.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=own, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+            extra_special_tokens={"image_token": "<image>"},
+        )  # fmt: skip
+        tokens = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+        text = transformers.BartConfig(
+            vocab_size=len(words), d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+            decoder_start_token_id=2, **tokens,
+        )  # fmt: skip
+        vision = {
+            "depths": (1, 1), "patch_size": (7, 3), "patch_stride": (4, 2), "patch_padding": (3, 1),
+            "patch_prenorm": (False, True), "embed_dim": (16, 32), "num_heads": (2, 2), "num_groups": (2, 2),
+            "window_size": 4, "projection_dim": 32, "max_position_embeddings": 8,
+        }  # fmt: skip
+        config = transformers.Florence2Config(
+            text_config=text.to_dict(), vision_config=vision, image_token_id=4, **tokens
+        )
+        torch.manual_seed(0)
+        network = transformers.Florence2ForConditionalGeneration(config)
+        state = network.state_dict()
+        torch.nn.init.normal_(state["model.language_model.shared.weight"])  # or it writes the same all the time
+        for layer in ("k_proj", "v_proj", "q_proj"):
+            state[f"model.language_model.decoder.layers.0.encoder_attn.{layer}.weight"] *= 20
+        network.generation_config.suppress_tokens = [*range(len(special)), *range(10, len(words))]
+        network.generation_config.forced_eos_token_id = None
+        network.generation_config.no_repeat_ngram_size = 3
+        network.save_pretrained(folder)
+        images = transformers.CLIPImageProcessor(
+            size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}
+        )
+        images.image_seq_length = 4 * 4 + 1  # all places of the vision tower, and their mean
+        transformers.Florence2Processor(images, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -70,6 +118,21 @@ def test_a_model_of_transformers_writes_the_prompt(random_mini: Mini, blip: Path
     assert write(picture) == written
     assert written
     assert caption_picture(picture, random_mini, blip) == Caption.parse(written)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_florence_is_asked_for_a_caption(florence: Path) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    processor = transformers.AutoProcessor.from_pretrained(florence)
+    network = transformers.Florence2ForConditionalGeneration.from_pretrained(florence).eval()
+    expected: list[str] = []
+    for question in ("What does the image describe?", "a castle"):  # the first is what <CAPTION> stands for
+        inputs = processor(text=question, images=picture, return_tensors="pt")
+        tokens = network.generate(**inputs, max_new_tokens=MAX_TOKENS)
+        expected.append(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+    assert load_captioner(florence)(picture) == expected[0].strip() != expected[1].strip()
+    assert set(expected[0].split()) <= {"a", "castle", "painting", "of", "fox"}
 
 
 def test_the_embedded_model_has_a_classifier(random_mini: Mini) -> None:

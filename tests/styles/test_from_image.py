@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion.solvers import DDIM, DPMSolver, Euler, LCMSolver, Solver
 
 from style_aligned import Style, StyleError, generate
@@ -207,18 +208,33 @@ def test_the_guidance_of_a_style_from_a_picture_can_change(model: Mini, picture:
         style.with_(seed=1)
 
 
-def test_half_precision(fresh_mini: Mini, picture: Image.Image) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(fresh_mini: Mini, picture: Image.Image, dtype: torch.dtype) -> None:
     latents = encode_picture(fresh_mini, picture)
-    fresh_mini.to(dtype=torch.bfloat16)
-    fresh_mini.dtype = torch.bfloat16
+    fresh_mini.to(dtype=dtype)
+    fresh_mini.dtype = dtype
     fresh_mini.solver = DDIM(30)
     for method in ("noise", "ddim"):
         style = Style.from_image(fresh_mini, picture, PROMPT, method=method, offset=1, size=SIZE, num_inference_steps=2)
         assert style.latents.dtype == torch.float32
         assert relative_error(style.latents[-1:], latents) < 0.05
         (sample,) = generate(fresh_mini, style, ["a cat"])
-        assert sample.latents.dtype == torch.bfloat16
-    assert fresh_mini.lda.dtype == torch.bfloat16
+        assert sample.latents.dtype == dtype
+        assert sample.latents.isfinite().all()
+    assert fresh_mini.lda.dtype == dtype
+
+
+def test_an_autoencoder_that_overflows_in_float16(fresh_mini: Mini, picture: Image.Image) -> None:
+    """As SDXL's does. It is the same in float32 up to the rounding of its weights, and stays in float16."""
+    convolution = next(fresh_mini.lda.layers(fl.Conv2d))
+    convolution.weight.mul_(30_000 / convolution.weight.abs().max())
+    expected = encode_picture(fresh_mini, picture)
+    fresh_mini.lda.to(dtype=torch.float16)
+    with torch.no_grad():
+        assert not fresh_mini.lda.image_to_latents(picture).isfinite().all()
+    latents = encode_picture(fresh_mini, picture)
+    assert relative_error(latents, expected) < 0.01
+    assert fresh_mini.lda.dtype == torch.float16
 
 
 def test_settings_of_google(model: Mini, picture: Image.Image) -> None:
