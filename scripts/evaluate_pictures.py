@@ -4,7 +4,8 @@
 
 The prompts of the targets name no style. Each way of making the style draws the same prompts from the same noise. The
 classifier tells whether a target is in the picture's style, and whether it shows what its prompt says; the palette
-distance is the mean over the pairs of the picture and the targets.
+distance is the mean over the pairs of the picture and the targets. Intervals are bootstrapped over sets. Differences
+from styles of prompts are paired, as both draw the same prompts from the same noise.
 """
 
 import argparse
@@ -23,14 +24,15 @@ from scripts.mini_training.dataset import Drawings
 from style_aligned import Style, generate, load_model
 from style_aligned.evaluation.classifier import load_classifier
 from style_aligned.evaluation.palette import set_palette_distance
-from style_aligned.evaluation.statistics import bootstrap_mean
+from style_aligned.evaluation.statistics import Interval, bootstrap_mean
 from style_aligned.models.mini.names import name_thing
 from style_aligned.models.model import Model
 from style_aligned.sets.contact_sheet import Cell, Layout, Strip, contact_sheet
 
+PROMPT = "from a prompt"
 METHODS: dict[str, dict[str, Any] | None] = {
     "unaligned": None,
-    "from a prompt": None,
+    PROMPT: None,
     "noise": {"method": "noise"},
     "noise, fresh at each step": {"method": "noise", "fresh_noise": True},
     "ddim": {"method": "ddim"},
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> None:
                 prompts = [name_thing(concept) for concept in concepts]
                 samples = list(generate(model, style, prompts, aligned=name != "unaligned"))
             images = [sample.image for sample in samples]
-            reference = picture if name != "from a prompt" else style.image(model)
+            reference = picture if name != PROMPT else style.image(model)
             found = classifier.classify(images)
             score.style.append(float(np.mean([found_style == record["style"] for found_style in found.style_names])))
             score.concept.append(float(np.mean([a == b for a, b in zip(found.concept_names, concepts, strict=True)])))
@@ -123,18 +125,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def table(scores: dict[str, Scores]) -> str:
+    """Return what came out, and how far it is from styles of prompts."""
     lines = [
         "| | in the picture's style | object recognised | palette distance | seconds for the style |",
         "|---|---|---|---|---|",
     ]
+    differences = ["| against styles from prompts | style | object |", "|---|---|---|"]
     for name, score in scores.items():
         style, concept, palette = (bootstrap_mean(values) for values in (score.style, score.concept, score.palette))
         lines.append(
-            f"| {name} | {style.value:.0%} ({style.low:.0%} to {style.high:.0%})"
-            f" | {concept.value:.0%} ({concept.low:.0%} to {concept.high:.0%})"
-            f" | {palette.value:.1f} ({palette.low:.1f} to {palette.high:.1f}) | {np.median(score.seconds):.2f} |"
+            f"| {name} | {_show(style, '.0%')} | {_show(concept, '.0%')} | {_show(palette, '.1f')}"
+            f" | {np.median(score.seconds):.2f} |"
         )
-    return "\n".join(lines)
+        if name != PROMPT:
+            of_style = np.subtract(score.style, scores[PROMPT].style).tolist()
+            of_concept = np.subtract(score.concept, scores[PROMPT].concept).tolist()
+            shown = [_show(bootstrap_mean(values), "+.1%") for values in (of_style, of_concept)]
+            differences.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join([*lines, "", *differences])
+
+
+def _show(interval: Interval, form: str) -> str:
+    return f"{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})"
 
 
 if __name__ == "__main__":
