@@ -37,7 +37,23 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "layers: up, query guidance": {"layers": ("up",), "query_guidance": 1.0},
     "layers: up and middle, query guidance": {"layers": ("up", "middle"), "query_guidance": 1.0},
     "layers: up, 0.2 on": {"layers": ("up",), "steps": (0.2, 1.0)},
-}
+    "up to 0.8": {"steps": (0.0, 0.8)},
+    "positive half alone, up to 0.6": {"halves": "positive", "steps": (0.0, 0.6)},
+    "positive half alone, up and middle": {"halves": "positive", "layers": ("up", "middle")},
+    "no group norms, positive half alone": {"share_group_norm": False, "halves": "positive"},
+    "no group norms, positive half alone, up to 0.6": {
+        "share_group_norm": False, "halves": "positive", "steps": (0.0, 0.6),
+    },
+    "no group norms, positive half alone, up to 0.4": {
+        "share_group_norm": False, "halves": "positive", "steps": (0.0, 0.4),
+    },
+    "no group norms, positive half alone, up and middle": {
+        "share_group_norm": False, "halves": "positive", "layers": ("up", "middle"),
+    },
+    "no group norms, up and middle": {"share_group_norm": False, "layers": ("up", "middle")},
+    "no group norms, 0.2 on": {"share_group_norm": False, "steps": (0.2, 1.0)},
+    "no group norms, no AdaIN of queries": {"share_group_norm": False, "adain_queries": False},
+}  # fmt: skip
 MEASURES = ("style", "concept", "leakage", "leakage_probability", "palette_distance")
 TITLES = ("of the reference's style", "object recognised", "taken for the reference's object")
 

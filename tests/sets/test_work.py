@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from style_aligned.sets.image_set import ImageSet, open_set, read_image_set
 from style_aligned.sets.plan import plan_images
 from style_aligned.sets.prompts import Prompt, collect_prompts
 from style_aligned.sets.records import SetError
+from style_aligned.sets.sheet import draw_sheet
 from style_aligned.sets.work import Artist, How, Report
 from style_aligned.styles.style import Style
+from tests.conftest import build_random_mini
 from tests.sets.conftest import Draw, contents, fox, pictures
 
 
@@ -308,3 +311,44 @@ def test_styles_of_other_weights_take_force(draw: Draw, model: Mini, fresh_mini:
     assert len(warnings) == 1
     made_with = [image_set.settings_of(image.drawing)["model"]["fingerprint"] for image in image_set.state.current]
     assert made_with[0] != made_with[1]
+
+
+def test_a_set_begun_in_float32_grows_in_half_precision(draw: Draw, model: Mini) -> None:
+    image_set = draw("a cat")
+    before, warned = pictures(image_set.folder), list[str]()
+    half = build_random_mini()
+    half.to(dtype=torch.bfloat16)
+    half.dtype = torch.bfloat16
+    half.solver = model.solver
+    with open_set(image_set.folder) as opened:
+        artist = Artist(opened, half, How(), Report(warn=warned.append))
+        artist.plan([Prompt("a dog, neon sign")])
+        artist.draw_missing()
+    assert len(warned) == 1
+    assert "the style was made in float32 and the model is in bfloat16: images differ a little" in warned[0]
+    after = pictures(image_set.folder)
+    assert {name: after[name] for name in before} == before
+    path = opened.path(opened.state.images[2])
+    made = parse_settings(read_texts(path))
+    assert made is not None
+    assert made["model"]["precision"] == "bfloat16"
+    (expected,) = drawing.draw(
+        model, Style.load(opened.style_path), ["a dog, neon sign"], [2], is_aligned=True, batch_size=1
+    )
+    with Image.open(path) as image:
+        drawn = torch.tensor(list(image.tobytes()), dtype=torch.float32)
+    wanted = torch.tensor(list(expected.image.tobytes()), dtype=torch.float32)
+    assert 0 < (drawn - wanted).abs().mean() < 8
+
+
+def test_the_sheet_of_many_images_is_bounded(draw: Draw) -> None:
+    image_set = draw("a cat")
+    image = image_set.state.images[1]
+
+    def size(count: int) -> tuple[int, int]:
+        image_set.state.images.update({number: replace(image, id=number) for number in range(1, count + 1)})
+        sheet = draw_sheet([image_set])
+        assert sheet is not None
+        return sheet.size
+
+    assert size(95) == size(10_000)
