@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from refiners.fluxion import layers as fl
 
 import style_aligned
@@ -92,7 +93,9 @@ def test_the_examples_of_documents(document: str, small_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_folder")
+@pytest.mark.filterwarnings("ignore:painting.jpg:UserWarning")  # that it was captioned, and enlarged
 def test_the_commands_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (80, 64), "teal").save("painting.jpg")
     lines = "".join(read_blocks("README.md", "sh")).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("style-aligned ")]
     commands = [command for command in commands if not {"--model", "serve", "web"} & set(command)]  # SDXL, and the page
