@@ -51,6 +51,10 @@ CONTROLS: dict[str, dict[str, Any]] = {
         "share_group_norm": False, "halves": "positive", "layers": ("up", "middle"),
     },
     "no group norms, up and middle": {"share_group_norm": False, "layers": ("up", "middle")},
+    "no group norms, up and middle, 0.2 on": {
+        "share_group_norm": False, "layers": ("up", "middle"), "steps": (0.2, 1.0),
+    },
+    "no group norms, up, 0.2 on": {"share_group_norm": False, "layers": ("up",), "steps": (0.2, 1.0)},
     "no group norms, 0.2 on": {"share_group_norm": False, "steps": (0.2, 1.0)},
     "no group norms, no AdaIN of queries": {"share_group_norm": False, "adain_queries": False},
 }  # fmt: skip
