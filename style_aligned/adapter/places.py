@@ -1,6 +1,5 @@
 """The places in a model where sharing happens, with the names that Refiners and diffusers users know them by."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,8 +13,8 @@ from refiners.foundationals.latent_diffusion.unet import ResidualBlock
 DOWN, UP, MIDDLE = (
     (sd1.DownBlocks, sdxl.DownBlocks), (sd1.UpBlocks, sdxl.UpBlocks), (sd1.MiddleBlock, sdxl.MiddleBlock),
 )  # fmt: skip
-STYLE_FROM = 24 / 36
-"""The part of the self-attentions of the up blocks from which on StyleKeeper shares."""
+SDXL_UP, STYLE_FROM = 36, 24
+"""The self-attentions in the up blocks of SDXL, and the first of them in which StyleKeeper shares."""
 
 TLayer = TypeVar("TLayer", bound=fl.Module)
 
@@ -106,20 +105,19 @@ def _block_of(layer: fl.Chain, blocks: Mapping[int, tuple[str, int]]) -> tuple[s
 def find_presets(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the names of the self-attentions that each preset stands for.
 
-    `style` is where StyleKeeper ([[arXiv:2510.06827]](https://arxiv.org/abs/2510.06827)) shares: from the 24th of the
-    36 self-attentions of SDXL's up blocks on. `layout` is the block that InstantStyle
-    ([[arXiv:2404.02733]](https://arxiv.org/abs/2404.02733)) found to hold the layout.
+    On SDXL, `style` is where StyleKeeper ([[arXiv:2510.06827]](https://arxiv.org/abs/2510.06827)) shares: from the 24th
+    of the 36 self-attentions of the up blocks on. `layout` is the block that InstantStyle
+    ([[arXiv:2404.02733]](https://arxiv.org/abs/2404.02733)) found to hold the layout, `down.2.1`. On other models they
+    are all of the up blocks, and all of the down blocks: what was measured on the embedded model (docs/control.md).
 
     Args:
         names: The names of all self-attentions.
     """
     up = [name for name in names if name.startswith("up.")]
     down = [name for name in names if name.startswith("down.")]
-    last = down[-1].rsplit(".", maxsplit=1)[0] if down else ""  # of SDXL, `down.2.1`
-    return {
-        "style": up[math.ceil(STYLE_FROM * len(up)) :],
-        "layout": [name for name in down if covers(last, name)],
-    }
+    if len(up) == SDXL_UP:
+        up, down = up[STYLE_FROM:], [name for name in down if covers("down.2.1", name)]
+    return {"style": up, "layout": down}
 
 
 def covers(selection: str, name: str) -> bool:

@@ -209,6 +209,9 @@ class TestWindows:
         last = [f"up.1.{i}.{j}" for i in range(3) for j in (0, 1)]
         assert presets["style"] == [*(f"up.0.2.{i}" for i in range(4, 10)), *last]
         assert presets["layout"] == [f"down.2.1.{i}" for i in range(10)]
+        assert find_presets(["down.0.0.0", "up.0.0.0", "up.1.0.0", "middle.0.0"]) == {
+            "style": ["up.0.0.0", "up.1.0.0"], "layout": ["down.0.0.0"],
+        }  # fmt: skip
 
     def test_parts_of_names_select(self) -> None:
         unet = meta_unet(SDXLUNet)
