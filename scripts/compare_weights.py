@@ -183,6 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=MINI.condition_scale)
     parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--json", type=Path, help="file for the plain numbers (default: none)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -192,7 +193,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    drawings, classifier = Drawings.load(options.data), load_classifier()
+    drawings, classifier = Drawings.load(options.data), load_classifier(device=options.device)
     held_out = drawings.held_out()
     order = np.random.default_rng(options.seed).permutation(len(held_out))
     chosen = [held_out[int(i)] for i in order[: options.count]]
@@ -203,8 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     comparisons: list[Comparison] = []
     for folder in options.weights:
         images = draw(
-            load_mini(folder=folder), prompts, seed=options.seed, steps=options.steps, guidance=options.guidance,
-            batch_size=options.batch_size, autocast=options.bfloat16,
+            load_mini(options.device, folder=folder), prompts, seed=options.seed, steps=options.steps,
+            guidance=options.guidance, batch_size=options.batch_size, autocast=options.bfloat16,
         )  # fmt: skip
         comparisons.append(compare(str(folder), images, real, records, classifier))
     comparisons.append(compare("the drawings themselves", originals, real, records, classifier))

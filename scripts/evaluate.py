@@ -19,6 +19,9 @@ from style_aligned.models.family import MINI
 from style_aligned.models.mini import load_mini
 
 FURTHER_VARIANTS = (
+    Variant("aligned in about 3/4 of the layers", {"only_self_level": 0.25}),
+    Variant("aligned in about 1/2 of the layers", {"only_self_level": 0.5}),
+    Variant("aligned in about 1/4 of the layers", {"only_self_level": 0.75}),
     Variant("AdaIN alone", {"share_attention": False}),
     Variant("AdaIN of values too", {"adain_values": True}),
     Variant("shared group normalization, shift log 2", {"share_group_norm": True, "shift": math.log(2)}),
@@ -111,8 +114,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--guidance", type=float, default=MINI.condition_scale)
     names = [variant.name for variant in ALL_VARIANTS]
-    parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: the 8 of VARIANTS)")
+    parser.add_argument("--variant", action="append", choices=names, help="repeatable (default: the 5 of VARIANTS)")
     parser.add_argument("--setting", action="append", choices=[setting.name for setting in SETTINGS], help="repeatable")
+    parser.add_argument("--batch-size", type=int, default=20, help="images at once (default: 20)")
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -147,6 +151,7 @@ def main() -> None:
             variants=VARIANTS if options.variant is None else [v for v in ALL_VARIANTS if v.name in options.variant],
             settings=[s for s in SETTINGS if options.setting is None or s.name in options.setting],
             classifier=classifier,
+            batch_size=options.batch_size,
             autocast=options.bfloat16,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
             on_set=keep,

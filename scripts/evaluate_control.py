@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from style_aligned.evaluation.plot import Column, Panel, draw_panels
 from style_aligned.evaluation.sets import SETTINGS, UNALIGNED, Variant, evaluate
 from style_aligned.evaluation.statistics import Interval
@@ -69,6 +71,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--strength", type=float, action="append", help="repeatable (default: 1, 2 and 4)")
     parser.add_argument("--control", action="append", choices=list(CONTROLS), help="repeatable (default: all)")
+    parser.add_argument("--batch-size", type=int, default=20, help="images at once (default: 20)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--json", type=Path, help="file for the plain numbers, and to go on from")
     parser.add_argument("--plot", type=Path, help="file for the plot")
@@ -83,12 +87,12 @@ def main(arguments: list[str] | None = None) -> None:
         for name in given.control or CONTROLS:
             options = {**MINI.options, **CONTROLS[name], "strength": strength}
             jobs[f"{name}, strength {strength:g}"] = Variant(name, options)
-    model = load_mini()
+    model = load_mini(given.device)
     for name, variant in jobs.items():
         if name not in lines:
             results = evaluate(
                 model, sets=given.sets, set_size=5, seed=given.seed, steps=given.steps, guidance=MINI.condition_scale,
-                variants=(variant,), settings=SETTINGS[1:], autocast=given.bfloat16,
+                variants=(variant,), settings=SETTINGS[1:], autocast=given.bfloat16, batch_size=given.batch_size,
             )  # fmt: skip
             (row,) = results.to_dict()["rows"]
             lines[name] = {measure: row[measure] for measure in MEASURES}

@@ -126,7 +126,7 @@ def load_drawings(
         batch = np.stack([images[i] for i in indices[start : start + batch_size]])
         x = torch.tensor(batch, device=device).permute(0, 3, 1, 2).float() / 255
         if autoencoder is not None:
-            with torch.autocast(device_type=torch.device(device).type, dtype=torch.bfloat16):
+            with low_precision(device):
                 x = autoencoder.decode(autoencoder.encode(2 * x - 1)).float() / 2 + 0.5
         pictures.append(shrink(x.clamp(0, 1)))
     records = [index["records"][i] for i in indices]
@@ -191,7 +191,7 @@ def train(
     for step in range(1, steps + 1):
         batch = drawings[torch.randint(len(drawings), (batch_size,), generator=order)]
         x = augment(batch.pictures.to(device).float() / 255, generator).to(memory_format=torch.channels_last)
-        with torch.autocast(device_type=torch.device(device).type, dtype=torch.bfloat16):
+        with low_precision(device):
             styles, concepts = classifier(x)
         loss = cross_entropy(styles.float(), batch.styles.to(device), label_smoothing=0.05)
         loss = loss + cross_entropy(concepts.float(), batch.concepts.to(device), label_smoothing=0.05)

@@ -26,6 +26,7 @@ from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.export import export_autoencoder, export_unet, load_autoencoder
 from scripts.mini_training.latents import encode_drawings
 from scripts.mini_training.parallel import Workers, count_workers
+from scripts.mini_training.replay import Replay
 from scripts.mini_training.unet_stage import UNetSettings, train_unet
 
 STAGES = ("data", "autoencoder", "latents", "unet", "export")
@@ -54,9 +55,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--autoencoder-steps", type=positive, default=AutoencoderSettings.steps)
     parser.add_argument("--steps", type=positive, default=UNetSettings.steps, help="of U-Net and text encoders")
+    parser.add_argument("--minutes", type=float, help="train U-Net and text encoders for so long instead")
     parser.add_argument("--batch-size", type=even, default=UNetSettings.batch_size)
     parser.add_argument("--threads", type=positive, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="fuse operations first, on a GPU")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
@@ -74,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not (data / "index.json").exists():
         if "data" not in stages:
             raise FileNotFoundError(f"no drawings in {data}: expected --stage data or all to prepare them")
-        prepare(output=data, sources=data / "sources")
+        prepare(output=data, sources=data / "sources", jobs=options.threads)
     drawings = Drawings.load(data)
     if "autoencoder" in stages and not (weights / "autoencoder.safetensors").exists():
         settings = AutoencoderSettings(steps=options.autoencoder_steps)
@@ -84,9 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
         autoencoder = load_autoencoder(weights, options.device)
         encode_drawings(autoencoder, drawings, options.output / "latents.safetensors")
     if "unet" in stages:
-        settings = UNetSettings(steps=options.steps, batch_size=options.batch_size, learning_rate=options.learning_rate)
+        settings = UNetSettings(
+            steps=options.steps,
+            minutes=options.minutes,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+        )
+        gradients = Replay(options.compile) if torch.device(options.device).type == "cuda" else workers
         train_unet(
-            drawings, options.output, settings, options.device, workers, seed=options.seed, initial=options.initial
+            drawings, options.output, settings, options.device, gradients, seed=options.seed, initial=options.initial
         )
     if "export" in stages:
         export_unet(options.output, drawings)

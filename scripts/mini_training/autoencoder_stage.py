@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings, log, to_pictures, to_tensor
 from scripts.mini_training.parallel import Workers
+from scripts.mini_training.precision import low_precision
 from scripts.mini_training.sheets import save_sheet
 from style_aligned.models.mini.autoencoder import LATENT_CHANNELS, MiniAutoencoder
 
@@ -168,7 +169,7 @@ def train_autoencoder(
     held_out = held_out[:: max(1, len(held_out) // 48)][:48]
 
     def reconstruction_loss(x: Tensor, noise: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with low_precision(device):
             latents = statistics.normalize(autoencoder.encoder(x).float())
             y = autoencoder.decoder(latents + settings.noise * noise).float()
         return F.l1_loss(y, x) + settings.edge_weight * edge_loss(y, x)

@@ -44,7 +44,7 @@ class HeldOutLoss:
         self.tokens = networks.text_encoder.tokenizer([caption(drawings.records[i], rng) for i in chosen])
 
     @torch.no_grad()
-    def measure(self, weights: Parameters, batch_size: int = 32) -> tuple[float, list[float]]:
+    def measure(self, weights: Parameters, batch_size: int = 128) -> tuple[float, list[float]]:
         """Measure some weights.
 
         Args:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scripts.mini_training.checkpoints import load_tensors, save_tensors
 from scripts.mini_training.dataset import Drawings, to_tensor
+from scripts.mini_training.precision import low_precision
 from style_aligned.models.mini.autoencoder import MiniAutoencoder
 
 DRAWINGS = "drawings"  # the metadata's entry with their digest
@@ -28,7 +29,7 @@ def encode_drawings(autoencoder: MiniAutoencoder, drawings: Drawings, path: Path
     mirrored: list[Tensor] = []
     for start in range(0, len(drawings.images), batch_size):
         x = to_tensor(np.asarray(drawings.images[start : start + batch_size]), device)
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with low_precision(device):
             straight.append(autoencoder.encode(x).half().cpu())
             mirrored.append(autoencoder.encode(x.flip(-1)).half().cpu())
     save_tensors(path, {"straight": torch.cat(straight), "mirrored": torch.cat(mirrored)}, {DRAWINGS: drawings.digest})

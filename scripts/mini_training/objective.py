@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refiners.foundationals.latent_diffusion.unet import ResidualBlock
 from torch import Tensor, nn
 
 from scripts.mini_training.checkpoints import load_tensors
+from scripts.mini_training.precision import low_precision
 from scripts.mini_training.tracing import Parameters, parameters_replaced, plain_attention
 from style_aligned.models.mini.autoencoder import MiniAutoencoder
 from style_aligned.models.mini.text_encoder import MiniDoubleTextEncoder
@@ -74,7 +76,7 @@ def embed_tokens(text_encoder: MiniDoubleTextEncoder, tokens: Tensor) -> tuple[T
     last, projection = list(encoder_g.layer((3, 1), fl.Chain))[:2]
     projected = projection(last(embedding_g))
     end = (tokens == text_encoder.tokenizer.end_of_text_token_id).int().argmax(dim=1)
-    pooled = projected[torch.arange(len(tokens), device=tokens.device), end]
+    pooled = projected.gather(1, end.view(-1, 1, 1).expand(-1, 1, projected.shape[-1])).squeeze(1)
     return torch.cat((embedding_l, embedding_g), dim=-1), pooled
 
 
@@ -123,8 +125,9 @@ def predict(
     """
     signal, deviation = levels.signal[timesteps].view(-1, 1, 1, 1), levels.noise[timesteps].view(-1, 1, 1, 1)
     height, width = (8 * side for side in latents.shape[-2:])  # in pixels
-    time_ids = torch.tensor([[height, width, 0, 0, height, width]], device=latents.device).repeat(len(tokens), 1)
-    with torch.autocast(latents.device.type, torch.bfloat16):
+    # filled in where they are needed: a graph of a GPU can copy nothing from a list
+    time_ids = torch.stack([torch.full_like(timesteps, side) for side in (height, width, 0, 0, height, width)], dim=1)
+    with low_precision(latents.device):
         embedding, pooled = embed_tokens(networks.text_encoder, tokens)
         networks.unet.set_timestep(timesteps)
         networks.unet.set_time_ids(time_ids)
@@ -142,7 +145,8 @@ def make_objective(networks: Networks, levels: NoiseLevels) -> Objective:
     """
 
     def objective(parameters: Parameters, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor) -> Tensor:
-        with parameters_replaced(networks, parameters), plain_attention(networks):
+        attention = plain_attention(networks) if latents.device.type == "cpu" else nullcontext()
+        with parameters_replaced(networks, parameters), attention:
             prediction = predict(networks, levels, latents, noise, timesteps, tokens)
         errors = (prediction - noise).square().mean(dim=(1, 2, 3))
         return (levels.weight[timesteps] * errors).mean()

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from scripts.mini_training.tracing import record
+
 
 def count_workers(threads: int, batch_size: int) -> int:
     """Return the most workers for some threads that share the sheets of a batch evenly, which are half of its size."""
@@ -26,6 +28,18 @@ class Workers:
     def __init__(self, count: int) -> None:
         self.count = count
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
+
+    def prepare(self, loss: Callable[..., Tensor], *arguments: object) -> Callable[..., Tensor]:
+        """Return a loss that several threads can compute at once, for batches of one shape.
+
+        Args:
+            loss: A function of tensors; it must not depend on their values.
+            arguments: Those it will be called with, of which the tensors are a whole batch.
+        """
+        if self.pool is None:
+            return loss
+        parts = (value.chunk(self.count)[0] if isinstance(value, Tensor) else value for value in arguments)
+        return record(loss, *parts)
 
     def backward(
         self,

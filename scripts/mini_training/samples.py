@@ -9,6 +9,7 @@ from torch import Tensor
 from scripts.mini_training.checkpoints import Average
 from scripts.mini_training.dataset import Drawings, to_pictures
 from scripts.mini_training.objective import Networks
+from scripts.mini_training.precision import low_precision
 from scripts.mini_training.sheets import save_sheet
 from style_aligned.models.mini.autoencoder import MiniAutoencoder
 from style_aligned.models.mini.model import SIZE, Mini
@@ -59,7 +60,7 @@ class Sampler:
         x = torch.randn(len(prompts), 4, SIZE // 8, SIZE // 8, generator=generator).to(model.device)
         embedding, pooled = model.compute_clip_text_embedding(text=prompts, negative_text=[""] * len(prompts))
         time_ids = model.default_time_ids[:1].repeat(2 * len(prompts), 1)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        with low_precision(model.device):
             for step in model.steps:
                 x = model(
                     x,

@@ -67,9 +67,6 @@ VARIANTS = (
     Variant("shared group normalization", {"share_group_norm": True}),
     Variant("without AdaIN", {"adain_queries": False, "adain_keys": False}),
     Variant("full attention sharing", {"full_attention_share": True}),
-    Variant("aligned in about 3/4 of the layers", {"only_self_level": 0.25}),
-    Variant("aligned in about 1/2 of the layers", {"only_self_level": 0.5}),
-    Variant("aligned in about 1/4 of the layers", {"only_self_level": 0.75}),
 )
 SETTINGS = (
     Setting("same style", "all prompts of a set name one style", targets_have_style=True),

@@ -1,6 +1,5 @@
 """The training's own parts: what is recorded, averaged, saved and resumed is what it should be."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 
 from scripts.mini_data.captions import vocabulary
 from scripts.mini_data.sources import SourceError
+from scripts.mini_training.batches import Batches, BatchSettings, Tokens
 from scripts.mini_training.checkpoints import Average, load_checkpoint, save_checkpoint
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.held_out import HeldOutLoss
@@ -19,7 +19,6 @@ from scripts.mini_training.latents import encode_drawings, load_latents
 from scripts.mini_training.objective import Networks, NoiseLevels, embed_tokens, make_objective
 from scripts.mini_training.parallel import Workers, count_workers
 from scripts.mini_training.tracing import record
-from scripts.mini_training.unet_stage import Batches, UNetSettings
 from scripts.train_mini import main, parse
 from style_aligned.models.mini import MiniAutoencoder, load_mini
 from style_aligned.models.mini.model import WEIGHTS
@@ -52,7 +51,7 @@ def batches_of(*hands: tuple[str, str], **settings: Any) -> Batches:
     latents = torch.stack([numbers, -numbers])
     generator = torch.Generator().manual_seed(0)
     indices = list(range(len(records)))
-    return Batches(drawings, latents, indices, MiniTokenizer(WORDS), generator, UNetSettings(**settings), seed=0)
+    return Batches(drawings, latents, indices, MiniTokenizer(WORDS), generator, BatchSettings(**settings), seed=0)
 
 
 def test_latents_of_other_drawings_are_refused(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_sheet_holds_two_drawings_by_one_hand() -> None:
 @pytest.mark.parametrize(("share", "widths"), [(0.0, {2}), (1.0, {4}), (0.5, {2, 4})])
 def test_sheets_come_in_their_share(share: float, widths: set[int]) -> None:
     batches = batches_of(("neon sign", "red"), ("neon sign", "red"), batch_size=4, sheets=share)
-    seen = {batches.next("cpu")[0].shape[-1] for _ in range(20)}
+    seen = {batches.next(step)[0].shape[-1] for step in range(20)}
     assert seen == widths
 
 
@@ -98,19 +97,39 @@ def test_batches_go_on_where_they_were() -> None:
         return batches_of(("neon sign", "red"), ("bold ink", "red"), ("neon sign", "red"), batch_size=4, unknown=0.5)
 
     batches = start()
-    for _ in range(3):
-        batches.next("cpu")
-    state, numbers = json.loads(json.dumps(batches.state())), batches.generator.get_state()
-    expected = [batches.next("cpu") for _ in range(5)]
+    for step in range(3):
+        batches.next(step)
+    state = batches.generator.get_state()
+    expected = [batches.next(step) for step in range(3, 8)]
     resumed = start()
-    resumed.generator.set_state(numbers)
-    without_state = [resumed.next("cpu")[3] for _ in range(5)]
-    resumed.load_state(state)
-    resumed.generator.set_state(numbers)
-    for tensors, others in zip(expected, (resumed.next("cpu") for _ in range(5)), strict=True):
+    resumed.generator.set_state(state)
+    for tensors, others in zip(expected, (resumed.next(step) for step in range(3, 8)), strict=True):
         assert all(torch.equal(tensor, other) for tensor, other in zip(tensors, others, strict=True))
-    tokens = [tensors[3] for tensors in expected]
-    assert any(not torch.equal(one, other) for one, other in zip(tokens, without_state, strict=True))
+
+
+def test_captions_belong_to_their_drawings() -> None:
+    batches = batches_of(("neon sign", "red"), ("bold ink", "red"), ("neon sign", "red"), batch_size=64, sheets=0)
+    latents, _, timesteps, tokens = batches.next(0)
+    assert timesteps.sort().values.equal(timesteps)
+    assert timesteps.diff().float().mean().item() == pytest.approx(1000 / 64, rel=0.02)
+    sign = batches.tokenizer.token_to_id_mapping["sign"]
+    of_neon = latents[:, 0, 0, 0].abs() != 2
+    says_sign = (tokens == sign).any(dim=1)
+    assert not (says_sign & ~of_neon).any()
+    assert (says_sign & of_neon).sum() > 10
+
+
+def test_an_unknown_word_is_put_in_anywhere() -> None:
+    tokenizer = MiniTokenizer(WORDS)
+    plain = tokenizer(["a fox, neon sign"] * 200)
+    rows = Tokens(tokenizer, unknown=0.5, seed=0)(["a fox, neon sign"] * 200)
+    changed = [row for row, before in zip(rows, plain, strict=True) if not torch.equal(row, before)]
+    assert 70 < len(changed) < 130
+    for row in changed:
+        kept = row[row != tokenizer.unknown_token_id]
+        assert torch.equal(kept, plain[0][: len(kept)])
+        assert len(kept) == len(row) - 1
+    assert {int((row == tokenizer.unknown_token_id).int().argmax()) for row in changed} == {1, 2, 3, 4, 5}
 
 
 @torch.no_grad()

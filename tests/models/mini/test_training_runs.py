@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from scripts.mini_training import autoencoder_stage
 from scripts.mini_training.autoencoder_stage import AutoencoderSettings, train_autoencoder
+from scripts.mini_training.batches import Batches
 from scripts.mini_training.checkpoints import load_tensors
 from scripts.mini_training.dataset import Drawings
 from scripts.mini_training.export import export_autoencoder
 from scripts.mini_training.latents import encode_drawings
 from scripts.mini_training.parallel import Workers
 from scripts.mini_training.samples import Sampler
-from scripts.mini_training.unet_stage import Batches, UNetSettings, train_unet
+from scripts.mini_training.unet_stage import UNetSettings, train_unet
 from scripts.train_mini import main
 from style_aligned.models.mini import MiniAutoencoder, load_mini
 
@@ -64,7 +65,7 @@ def train(data: Path, run: Path, device: str) -> None:
             assert sheet.width > 300
     model = load_mini(folder=run / "export")
     assert model.clip_text_encoder.unknown_words("a fox, neon zebra") == ["zebra"]
-    assert sum(path.stat().st_size for path in (run / "export").iterdir()) < 16_000_000
+    assert sum(path.stat().st_size for path in (run / "export").iterdir()) < 40_000_000
 
 
 @dataclass
