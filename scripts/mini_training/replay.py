@@ -91,7 +91,7 @@ class Replay:
             return value.detach(), [gradient.contiguous() for gradient in derived]  # as optimizers want parameters
 
         self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):  # libraries allocate and choose in the first passes, which cannot be recorded
+        with torch.cuda.stream(self.stream):  # the first passes, in which libraries choose, cannot be recorded
             for _ in range(3):
                 gradients()
         torch.cuda.current_stream().wait_stream(self.stream)
