@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,21 +45,25 @@ def main(arguments: list[str] | None = None) -> None:
             ways = {"one image": 0.0, "its tokens": 2 * math.log(side / TARGETS)}
             for way, shift in ways.items() if side != TARGETS else [("one image", 0.0)]:
                 shifted = style.with_(shift=shift)
-                samples = generate(model, shifted, targets, seeds=prompts.seeds[1:], size=(TARGETS, TARGETS))
+                shifted.complete()
+                start = time.perf_counter()
+                samples = list(generate(model, shifted, targets, seeds=prompts.seeds[1:], size=(TARGETS, TARGETS)))
+                seconds = time.perf_counter() - start
                 found = classifier.classify([sample.image for sample in samples])
-                scores = results.setdefault(f"{side}, counts as {way}", {"style": [], "object": []})
+                scores = results.setdefault(f"{side}, counts as {way}", {"style": [], "object": [], "seconds": []})
+                scores["seconds"].append(seconds)
                 scores["style"].append(float(np.mean([name == prompts.style for name in found.style_names])))
                 same = [a == b for a, b in zip(found.concept_names, prompts.concepts[1:], strict=True)]
                 scores["object"].append(float(np.mean(same)))
         if given.json:
             given.json.write_text(json.dumps(results, indent=1))
         print(f"{number + 1}/{given.sets} {reference}", file=sys.stderr, flush=True)
-    print("| reference | of its style | object recognised |\n|---|---|---|")
+    print("| reference | of its style | object recognised | seconds for the targets |\n|---|---|---|---|")
     for name, scores in results.items():
         style, concept = bootstrap_mean(scores["style"]), bootstrap_mean(scores["object"])
         print(
             f"| {name} | {style.value:.0%} ({style.low:.0%} to {style.high:.0%})"
-            f" | {concept.value:.0%} ({concept.low:.0%} to {concept.high:.0%}) |"
+            f" | {concept.value:.0%} ({concept.low:.0%} to {concept.high:.0%}) | {np.median(scores['seconds']):.2f} |"
         )
 
 

@@ -23,6 +23,7 @@ from refiners.fluxion.utils import load_from_safetensors, no_grad, save_to_safet
 from torch import Generator, Tensor, nn
 from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample, interpolate
 
+from scripts.mini_training.precision import low_precision
 from style_aligned.evaluation.classifier import WEIGHTS, Classifier
 from style_aligned.models.mini import MiniAutoencoder
 from style_aligned.models.mini.model import DIGEST, digest

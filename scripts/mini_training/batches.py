@@ -112,7 +112,8 @@ class Batches:
             raise ValueError("expected two drawings of the same style, foundry and factors, for sheets, got none")
         right: list[list[int]] = []
         captions_of_sheets: list[Tensor] = []
-        for i in self.left.tolist():
+        lefts = [int(i) for i in self.left]
+        for i in lefts:
             others = [other for other in works[i] if other != i]
             right.append([others[int(rng.integers(len(others)))] for _ in range(CAPTIONS)])
             pairs = [(records[i], records[other]) for other in right[-1]]
