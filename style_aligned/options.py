@@ -435,6 +435,20 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+INIT_STRENGTH = 0.6
+"""How much of the way from a picture is done, unless it is said."""
+
+
+def check_init_strength(strength: float | int) -> None:
+    """Check how much of the way from a picture is done.
+
+    Raises:
+        ValueError: If it is not a number above 0 and up to 1.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:  # pyright: ignore
+        raise ValueError(f"expected init_strength above 0 and up to 1, got {show(strength)}")
+
+
 def check_seed(seed: Any, name: str = "seed") -> None:
     """Check a seed.
 

@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from style_aligned.cli import inputs
+from style_aligned.cli.extras import ExtraOptions
 from style_aligned.cli.options import (
     DrawOptions,
+    InitOptions,
     ModelOptions,
     PromptOptions,
     ReferenceOptions,
@@ -25,6 +27,8 @@ Folder = Annotated[Path, typer.Argument(metavar="SET", help="The folder of the s
     prompt_options=PromptOptions,
     reference_options=ReferenceOptions,
     picture_options=PictureOptions,
+    extra_options=ExtraOptions,
+    init=InitOptions,
     style_options=StyleOptions,
     draw=DrawOptions,
     model=ModelOptions,
@@ -62,6 +66,8 @@ def generate(
     prompt_options: PromptOptions,
     reference_options: ReferenceOptions,
     picture_options: PictureOptions,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     style_options: StyleOptions,
     draw: DrawOptions,
     model: ModelOptions,
@@ -88,6 +94,8 @@ def generate(
         prompt_options=prompt_options,
         reference_options=reference_options,
         picture_options=picture_options,
+        extra_options=extra_options,
+        init=init,
         options=style_options.given,
         draw=draw,
         model=model,
@@ -95,13 +103,20 @@ def generate(
     )
 
 
-@takes(reference_options=ReferenceOptions, style_options=StyleOptions, model=ModelOptions, report=ReportOptions)
+@takes(
+    reference_options=ReferenceOptions,
+    extra_options=ExtraOptions,
+    style_options=StyleOptions,
+    model=ModelOptions,
+    report=ReportOptions,
+)
 def explore(
     *,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt of the reference.")],
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder of the candidates.")],
     count: Annotated[int, typer.Option(min=1, max=1000, metavar="COUNT", help="The number of candidates.")] = 8,
     reference_options: ReferenceOptions,
+    extra_options: ExtraOptions,
     style_options: StyleOptions,
     model: ModelOptions,
     report: ReportOptions,
@@ -117,11 +132,17 @@ def explore(
 
     from style_aligned.cli import run
 
-    run.explore(output, prompt, count, reference_options, style_options.given, model, report)
+    run.explore(output, prompt, count, reference_options, extra_options, style_options.given, model, report)
 
 
 @takes(
-    prompt_options=PromptOptions, style_options=StyleOptions, draw=DrawOptions, model=ModelOptions, report=ReportOptions
+    prompt_options=PromptOptions,
+    extra_options=ExtraOptions,
+    init=InitOptions,
+    style_options=StyleOptions,
+    draw=DrawOptions,
+    model=ModelOptions,
+    report=ReportOptions,
 )
 def add(
     *,
@@ -135,6 +156,8 @@ def add(
         typer.Option(min=0, metavar="SEED", help="Seed of the first new image; the others count on from it."),
     ] = None,
     prompt_options: PromptOptions,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     style_options: StyleOptions,
     draw: DrawOptions,
     model: ModelOptions,
@@ -151,10 +174,17 @@ def add(
 
     from style_aligned.cli import run
 
-    run.add(folder, texts or [], seed, prompt_options, style_options.given, draw, model, report)
+    run.add(folder, texts or [], seed, prompt_options, extra_options, init, style_options.given, draw, model, report)
 
 
-@takes(style_options=StyleOptions, draw=DrawOptions, model=ModelOptions, report=ReportOptions)
+@takes(
+    extra_options=ExtraOptions,
+    init=InitOptions,
+    style_options=StyleOptions,
+    draw=DrawOptions,
+    model=ModelOptions,
+    report=ReportOptions,
+)
 def reroll(
     *,
     folder: Folder,
@@ -172,6 +202,8 @@ def reroll(
         int,
         typer.Option(min=1, max=1000, metavar="COUNT", help="Draw it so often. The first one becomes the set's image."),
     ] = 1,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     style_options: StyleOptions,
     draw: DrawOptions,
     model: ModelOptions,
@@ -187,11 +219,15 @@ def reroll(
 
     from style_aligned.cli import run
 
-    run.reroll(folder, images, seed, count, style_options.given, draw, model, report)
+    run.reroll(folder, images, seed, count, extra_options, init, style_options.given, draw, model, report)
 
 
 @takes(
-    reference_options=ReferenceOptions, picture_options=PictureOptions, style_options=StyleOptions, model=ModelOptions
+    reference_options=ReferenceOptions,
+    picture_options=PictureOptions,
+    extra_options=ExtraOptions,
+    style_options=StyleOptions,
+    model=ModelOptions,
 )
 def style(
     *,
@@ -205,6 +241,7 @@ def style(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
     reference_options: ReferenceOptions,
     picture_options: PictureOptions,
+    extra_options: ExtraOptions,
     style_options: StyleOptions,
     model: ModelOptions,
 ) -> None:
@@ -237,4 +274,4 @@ def style(
 
     from style_aligned.cli import run
 
-    run.make_style(output, source, reference_options, picture_options, style_options.given, model)
+    run.make_style(output, source, reference_options, picture_options, extra_options, style_options.given, model)

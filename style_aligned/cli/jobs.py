@@ -8,6 +8,7 @@ from typing import Any
 from style_aligned.cli import inputs
 from style_aligned.cli.options import PromptOptions, ReferenceOptions
 from style_aligned.files import numbered
+from style_aligned.models.presets import PRESETS
 from style_aligned.sets.image_set import is_set, read_image_set, sole_use
 from style_aligned.sets.prompts import Prompt
 from style_aligned.sets.set_file import SHEET_FILE
@@ -80,6 +81,21 @@ def known_models(job: Job) -> Iterable[str | None]:
     yield job.source.model
     if job.style is not None and job.style.model["class"] == "Mini":
         yield "mini"
+
+
+def known_extras(job: Job) -> Iterable[Mapping[str, Any]]:
+    """Yield what the set and the style of a job say goes beside StyleAligned."""
+    if is_set(job.folder):
+        yield read_image_set(job.folder).state.extras
+    yield job.source.extras
+
+
+def preset_settings(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a new reference that follow from a preset, if there is one."""
+    if "preset" not in extras:
+        return {}
+    preset = PRESETS[extras["preset"]]
+    return {"num_inference_steps": preset.num_inference_steps, "condition_scale": preset.condition_scale}
 
 
 def check_folders(output: Path, jobs: Sequence[Job]) -> None:

@@ -1,6 +1,6 @@
 """The heavy parts of the library, imported when they are called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from style_aligned.cli import inputs
@@ -15,13 +15,16 @@ else:
 UNKNOWN_WORDS = 8  # to name
 
 
-def load_model(name: str, options: ModelOptions, bank_device: str | None = None) -> Model:
+def load_model(
+    name: str, options: ModelOptions, bank_device: str | None = None, extras: Mapping[str, Any] | None = None
+) -> Model:
     """Load a model by its name or path.
 
     Args:
         name: The name.
         options: Where it computes, in which precision, and what takes the place of its own parts.
         bank_device: Another device that has to be there.
+        extras: What goes beside StyleAligned, as a set keeps it.
     """
     from style_aligned.models.checkpoints import load_model
     from style_aligned.models.devices import find_device
@@ -29,7 +32,12 @@ def load_model(name: str, options: ModelOptions, bank_device: str | None = None)
     inputs.check_model_name(name)
     if bank_device is not None:
         find_device(bank_device)
-    return load_model(name, **options.keywords)
+    model = load_model(name, **options.keywords)
+    if extras:
+        from style_aligned.models.extras import add_extras
+
+        add_extras(model, extras)
+    return model
 
 
 def is_embedded(model: Model) -> bool:

@@ -210,7 +210,7 @@ class ReferenceOptions:
             "condition_scale": self.guidance,
             "size": inputs.parse_size(self.size),
             "negative_prompt": self.negative,
-            "reference_mask": self.reference_mask and _from_anywhere(self.reference_mask),
+            "reference_mask": self.reference_mask and from_anywhere(self.reference_mask),
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -228,8 +228,8 @@ class PromptOptions:
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="More to draw: .txt (a prompt a line, # for comments), .csv or .jsonl with prompt, seed and name; -"
-            " for stdin. Repeat it for more.",
+            help="More to draw: .txt (a prompt a line, # for comments), .csv or .jsonl with prompt, seed, name, init;"
+            " - for stdin. Repeat it for more.",
         ),
     ] = None
     prefix: Annotated[
@@ -243,6 +243,42 @@ class PromptOptions:
         """Check the texts."""
         inputs.check_text(self.prefix or "", "--prefix")
         inputs.check_text(self.suffix or "", "--suffix")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """A picture that images start from."""
+
+    init: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="Start the images from this picture, not from noise alone.")
+    ] = None
+    init_strength: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="How much of the way from it is drawn, up to 1.  [default: 0.6]"),
+    ] = None
+    init_mask: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="Draw only what is white here anew, and keep the rest.")
+    ] = None
+
+    def check(self) -> None:
+        """Check the number, and that pictures are there."""
+        for name, path in (("--init", self.init), ("--init-mask", self.init_mask)):
+            if path is not None and not Path(path).expanduser().is_file():
+                raise ValueError(f"expected {name} to be a picture, got {path!r}, which is not there")
+        if self.init_strength is not None and not 0 < self.init_strength <= 1:
+            raise ValueError(f"expected --init-strength above 0 and up to 1, got {self.init_strength}")
+        if self.init is None:
+            inputs.reject({"--init-strength": self.init_strength, "--init-mask": self.init_mask}, "without --init")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What was given, as a set keeps it."""
+        paths = {
+            "init": self.init and from_anywhere(self.init),
+            "init_strength": self.init_strength,
+            "init_mask": self.init_mask and from_anywhere(self.init_mask),
+        }
+        return {name: value for name, value in paths.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -364,9 +400,9 @@ def resolve_model(given: str | None, *known: str | None) -> str:
 
 def set_model_name(name: str) -> str:
     """Return a model's name as a set keeps it: the same from any folder."""
-    return "mini" if name == "mini" else _from_anywhere(name)
+    return "mini" if name == "mini" else from_anywhere(name)
 
 
-def _from_anywhere(name: str) -> str:
+def from_anywhere(name: str) -> str:
     """Return a path as it is from any folder, and any other name as it is."""
     return str(Path(name).resolve()) if Path(name).exists() else name

@@ -9,18 +9,22 @@ import typer
 
 from style_aligned.cli import library, workers
 from style_aligned.cli.console import STORAGE_IS_FULL, Interrupted, warn
+from style_aligned.cli.extras import ExtraOptions
 from style_aligned.cli.jobs import (
     Job,
     affixes_of,
     all_texts,
     check_folders,
     find_sources,
+    known_extras,
     known_models,
     load_style,
+    preset_settings,
     set_folder,
 )
 from style_aligned.cli.options import (
     DrawOptions,
+    InitOptions,
     ModelOptions,
     PromptOptions,
     ReferenceOptions,
@@ -61,6 +65,8 @@ def generate(
     prompt_options: PromptOptions,
     reference_options: ReferenceOptions,
     picture_options: PictureOptions,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     options: Mapping[str, Any],
     draw: DrawOptions,
     model: ModelOptions,
@@ -83,25 +89,30 @@ def generate(
         raise ValueError("expected a picture as the reference beside --reference-mask alpha, got another one")
     if all(source.kind in ("style", "blend") for source in sources):
         reference_options.reject("beside a style that is there: it has its own")
-    settings = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
+    given = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     jobs = [Job(source, set_folder(output, sources, index)) for index, source in enumerate(sources)]
+    extras = extra_options.resolve(*(known for job in jobs for known in known_extras(job)))
+    settings = {**preset_settings(extras), **given}
     for job in jobs:
         prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
-        job.style = load_style(job.source, settings)
+        job.style = load_style(job.source, given)
     for picture in filter(None, pictures):
         open_picture(picture)  # what is wrong with it is said before a model is loaded
     check_folders(output, jobs)
     name = resolve_model(model.model, *(known for job in jobs for known in known_models(job)))
     sets: list[ImageSet] = []
     new, there = 0, 0
-    with workers.load(name, model, draw) as (loaded, backend), Progress.show() as progress:
+    with workers.load(name, model, draw, extras) as (loaded, backend), Progress.show() as progress:
         library.warn_about_prompts(loaded, all_texts(jobs, reference_options))
         for job in jobs:
             if job.source.kind == "picture" and job.source.path is not None:
                 own = job.folder / STYLE_FILE
                 job.style = style_from_picture(loaded, job.source.path, {**settings, **picture_options.settings()}, own)
-            done, image_set, count = _generate(job, loaded, backend, name, settings, prompt_options, draw, progress)
+            own_settings = settings if job.style is None else given
+            done, image_set, count = _generate(
+                job, loaded, backend, name, extras, own_settings, prompt_options, init, draw, progress
+            )
             sets.append(image_set)
             new, there = new + len(done.images), there + count
     sheet = output / SHEET_FILE
@@ -115,6 +126,8 @@ def add(
     texts: Sequence[str],
     seed: int | None,
     prompt_options: PromptOptions,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     options: Mapping[str, Any],
     draw: DrawOptions,
     model: ModelOptions,
@@ -125,17 +138,18 @@ def add(
     given = {"prefix": prompt_options.prefix, "suffix": prompt_options.suffix}
     affixes = {name: getattr(state, name) if value is None else value for name, value in given.items()}
     prompts = collect_prompts(texts, prompt_options.prompts or (), **affixes)
+    extras = extra_options.resolve(state.extras)
     with (
         _busy_set(folder) as image_set,
-        workers.load(name := _name_of(image_set, model), model, draw) as (loaded, backend),
+        workers.load(name := _name_of(image_set, model), model, draw, extras) as (loaded, backend),
         Progress.show() as progress,
     ):
         library.warn_about_prompts(loaded, [prompt.text for prompt in prompts])
         artist = _artist(image_set, loaded, backend, draw, progress)
         progress.describe("new images")
         _check_needs(artist, loaded, image_set, len(prompts), draw)
-        plan = artist.plan(prompts, seed=seed, options=options)
-        _remember(image_set, name, prompt_options)
+        plan = artist.plan(prompts, seed=seed, options=options, inputs=init.given)
+        _remember(image_set, name, extras, prompt_options)
         done = _draw_missing(artist, image_set)
     report_drawn(folder, [image_set], sheet_path(image_set), len(done.images), len(plan.there), report)
 
@@ -145,16 +159,20 @@ def reroll(
     names: Sequence[str],
     seed: int | None,
     count: int,
+    extra_options: ExtraOptions,
+    init: InitOptions,
     options: Mapping[str, Any],
     draw: DrawOptions,
     model: ModelOptions,
     report: ReportOptions,
 ) -> None:
     """Draw images of a set again."""
-    find_images(read_image_set(folder).state.current, names)
+    state = read_image_set(folder).state
+    find_images(state.current, names)
+    extras = extra_options.resolve(state.extras)
     with (
         _busy_set(folder) as image_set,
-        workers.load(_name_of(image_set, model), model, draw) as (loaded, backend),
+        workers.load(_name_of(image_set, model), model, draw, extras) as (loaded, backend),
         Progress.show() as progress,
     ):
         images = find_images(image_set.state.current, names)
@@ -162,7 +180,9 @@ def reroll(
         changed: list[SetImage] = []
         for image in images:
             progress.describe(image.name)
-            changed.append(artist.reroll(image, seed=seed, count=count, options=options or None))
+            changed.append(
+                artist.reroll(image, seed=seed, count=count, options=options or None, inputs=init.given or None)
+            )
     kept = f", and {count - 1} more in {folder / 'replaced'}" if count > 1 else ""
     shown = ", ".join(f"{image.name} has seed {image.drawing.seed}" for image in changed)
     sheet = sheet_path(image_set)
@@ -176,13 +196,17 @@ def explore(
     prompt: str,
     count: int,
     reference_options: ReferenceOptions,
+    extra_options: ExtraOptions,
     options: Mapping[str, Any],
     model: ModelOptions,
     report: ReportOptions,
 ) -> None:
     """Draw candidates for a reference."""
-    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options)}
-    loaded = library.load_model(resolve_model(model.model), model)
+    extras = extra_options.resolve()
+    settings: dict[str, Any] = {
+        **preset_settings(extras), **reference_options.settings(), "options": dict(options)
+    }  # fmt: skip
+    loaded = library.load_model(resolve_model(model.model), model, extras=extras)
     library.warn_about_prompts(loaded, [prompt, *filter(None, [reference_options.negative])])
     size = settings.get("size") or default_size(loaded)
     library.warn_about_size(loaded, size)
@@ -202,12 +226,16 @@ def make_style(
     source: Source,
     reference_options: ReferenceOptions,
     picture_options: PictureOptions,
+    extra_options: ExtraOptions,
     options: Mapping[str, Any],
     model: ModelOptions,
 ) -> None:
     """Make a style file, from a prompt or a picture."""
-    settings: dict[str, Any] = {**reference_options.settings(), "options": dict(options)}
-    loaded = library.load_model(resolve_model(model.model), model)
+    extras = extra_options.resolve()
+    settings: dict[str, Any] = {
+        **preset_settings(extras), **reference_options.settings(), "options": dict(options)
+    }  # fmt: skip
+    loaded = library.load_model(resolve_model(model.model), model, extras=extras)
     known = picture_options.caption if source.kind == "picture" else source.text
     library.warn_about_prompts(loaded, list(filter(None, [known, reference_options.negative])))
     library.warn_about_size(loaded, settings.get("size") or default_size(loaded))
@@ -241,8 +269,10 @@ def _generate(
     model: Model,
     backend: Backend | None,
     name: str,
+    extras: Mapping[str, Any],
     settings: Mapping[str, Any],
     prompt_options: PromptOptions,
+    init: InitOptions,
     draw: DrawOptions,
     progress: Progress,
 ) -> tuple[Done, ImageSet, int]:
@@ -253,6 +283,7 @@ def _generate(
         _of_prompt(settings) if job.style is None else {},
         style=job.style,
         model=set_model_name(name),
+        extras=extras,
         prefix=prefix,
         suffix=suffix,
     )
@@ -270,8 +301,8 @@ def _generate(
         library.warn_about_size(model, artist.style.size)
         _check_needs(artist, model, image_set, len(job.prompts), draw)
         seed = None if job.style is None or "seed" not in settings else settings["seed"] + 1
-        plan = artist.plan(job.prompts, seed=seed)
-        _remember(image_set, name, prompt_options)
+        plan = artist.plan(job.prompts, seed=seed, inputs=init.given)
+        _remember(image_set, name, extras, prompt_options)
         done = _draw_missing(artist, image_set)
     return done, image_set, len(plan.there)
 
@@ -348,9 +379,11 @@ def _check_needs(artist: Artist, model: Model, image_set: ImageSet, count: int, 
         warn(warning)
 
 
-def _remember(image_set: ImageSet, model: str, given: PromptOptions) -> None:
-    """Have the set know of its model, prefix and suffix."""
+def _remember(image_set: ImageSet, model: str, extras: Mapping[str, Any], given: PromptOptions) -> None:
+    """Have the set know of its model, of what goes beside it, and of its prefix and suffix."""
     known: dict[str, Any] = {} if image_set.state.model is not None else {"model": set_model_name(model)}
+    if extras and not image_set.state.extras:
+        known["extras"] = dict(extras)
     for name, value in (("prefix", given.prefix), ("suffix", given.suffix)):
         if value is not None and value != getattr(image_set.state, name):
             known[name] = value

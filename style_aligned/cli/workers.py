@@ -1,9 +1,10 @@
 """What draws for a command: a model of this process, or the workers of a Ray cluster."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from style_aligned.cli import library
 from style_aligned.cli.console import warn
@@ -24,13 +25,16 @@ def how_to_draw(draw: DrawOptions) -> How:
 
 
 @contextmanager
-def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[Model, Backend | None], None, None]:
+def load(
+    name: str, model: ModelOptions, draw: DrawOptions, extras: Mapping[str, Any]
+) -> Generator[tuple[Model, Backend | None], None, None]:
     """Load a model, and with `--workers` or `--ray` have workers load it.
 
     Args:
         name: The name or path of the model.
         model: Where it computes, and in which precision.
         draw: How images are drawn.
+        extras: What goes beside StyleAligned, as a set keeps it.
 
     Yields:
         The model, and the workers. With workers, the model is on the CPU, where it only tells what it is.
@@ -39,7 +43,7 @@ def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[M
         ClusterError: If there is no such cluster, or no worker can load the model.
     """
     if not draw.has_workers:
-        yield library.load_model(name, model, draw.bank_device), None
+        yield library.load_model(name, model, draw.bank_device, extras), None
         return
     from style_aligned.cluster.backend import ClusterBackend
 
@@ -48,6 +52,7 @@ def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[M
         absolute(name),
         {**model.keywords, "vae": model.vae and absolute(model.vae)},
         how_to_draw(draw),
+        extras=extras,
         workers=draw.workers,
         address=draw.ray,
         gpus_per_worker=draw.gpus_per_worker,
@@ -55,7 +60,7 @@ def load(name: str, model: ModelOptions, draw: DrawOptions) -> Generator[tuple[M
         warn=warn,
     ) as backend:
         own = replace(model, model=name, device="cpu", dtype=type(model.dtype)(backend.dtype))
-        loaded = library.load_model(name, own)
+        loaded = library.load_model(name, own, extras=extras)
         backend.check_model(loaded)
         yield loaded, backend
 

@@ -40,6 +40,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
         options: Mapping[str, Any] | None = None,
         how: How | None = None,
         *,
+        extras: Mapping[str, Any] | None = None,
         workers: int | None = None,
         address: str | None = None,
         gpus_per_worker: int | float | None = None,
@@ -53,6 +54,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
             model: The name or path of the model, as the workers find it.
             options: The options of [`load_model`][style_aligned.load_model].
             how: How to draw.
+            extras: What goes beside StyleAligned, as `style_aligned.models.extras.add_extras` takes it.
             workers: The number of workers. None means as many as the cluster has room for.
             address: The address of a Ray cluster. None starts one on this machine, and stops it in the end.
             gpus_per_worker: The number of GPUs that a worker takes, such as 1, or 0.5 for two workers on each. None
@@ -65,6 +67,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
         self.how = how or How()
         self._options = dict(options or {})
         self._name = model
+        self._extras = dict(extras or {})
         self._workers = workers
         self._address = address
         self._gpus = gpus_per_worker
@@ -87,7 +90,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
             self._pool = Pool(
                 self._ray,
                 self._class,
-                (self._name, self._options, None if gpus else self._threads),
+                (self._name, self._options, None if gpus else self._threads, self._extras),
                 count=max(1, int(fitting)) if self._workers is None else self._workers,
                 cpus=threads,
                 gpus=gpus,
@@ -160,7 +163,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
             start = 0
             while start < len(images):
                 chunk = images[start : start + self._chunk_size(len(images) - start)]
-                drawn = [(image.prompt, image.drawing.seed) for image in chunk]
+                drawn = [(image.prompt, image.drawing.seed, image.drawing.inputs) for image in chunk]
                 task = Task([stored], drawn, is_aligned, self.how.batch_size, self.how.bank_device)
                 yield Job(chunk, "draw", (task,))
                 start += len(chunk)

@@ -26,14 +26,14 @@ class Task:
 
     Attributes:
         style: Where the style's file is in the memory of the cluster, in a list: else Ray would fetch it for each task.
-        images: The prompt and the seed of each image.
+        images: The prompt, the seed and the inputs of each image.
         is_aligned: Whether they follow the style.
         batch_size: The number of images that go through the model at a time.
         bank_device: Where to keep what is recorded of the reference.
     """
 
     style: list[Any]
-    images: Sequence[tuple[str, int]]
+    images: Sequence[tuple[str, int, Mapping[str, Any]]]
     is_aligned: bool
     batch_size: int
     bank_device: str | None
@@ -42,17 +42,25 @@ class Task:
 class Worker:
     """Draws with a model of its own, in a process of its own."""
 
-    def __init__(self, model: str, options: Mapping[str, Any], threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        threads: int | None = None,
+        extras: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take note of the model. It is loaded by `start`, so that what goes wrong can be told.
 
         Args:
             model: The name or path of the model.
             options: The options of `load_model`.
             threads: The number of threads that PyTorch uses on the CPU. None leaves it to PyTorch.
+            extras: What goes beside StyleAligned.
         """
         self._name = model
         self._options = options
         self._threads = threads
+        self._extras = extras
         self._model: Any = None
         self._style: tuple[Any, Style] | None = None
 
@@ -65,11 +73,14 @@ class Worker:
         import torch
 
         from style_aligned.models.checkpoints import load_model
+        from style_aligned.models.extras import add_extras
         from style_aligned.sets.drawing import describe_drawer
 
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         self._model = load_model(self._name, **self._options)
+        if self._extras:
+            add_extras(self._model, self._extras)
         self._about = describe_drawer(self._model)
         return {
             "model": self._about,
@@ -106,13 +117,17 @@ class Worker:
         samples = draw(
             self._model,
             style,
-            [prompt for prompt, _ in task.images],
-            [seed for _, seed in task.images],
+            [prompt for prompt, _, _ in task.images],
+            [seed for _, seed, _ in task.images],
+            inputs=[inputs for _, _, inputs in task.images],
             is_aligned=task.is_aligned,
             batch_size=task.batch_size,
             bank_device=task.bank_device,
         )
-        files = [encode_png(sample.image, describe_image(sample.prompt, sample.seed, settings)) for sample in samples]
+        files: list[bytes] = []
+        for sample in samples:
+            own = {**settings, **{name: sample.settings[name] for name in ("init",) if name in sample.settings}}
+            files.append(encode_png(sample.image, describe_image(sample.prompt, sample.seed, own)))
         return files, monotonic() - start
 
     def _take_style(self, reference: Any) -> Style:

@@ -1,8 +1,11 @@
 """What is asked of a Refiners model, and what tells it from others."""
 
 import hashlib
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -19,6 +22,7 @@ Model = StableDiffusion_XL | StableDiffusion_1
 
 SAMPLES = 64  # of each parameter, for the fingerprint of a model
 WEIGHTS = 2048  # of a model, to compare models of different precisions
+_BESIDE: WeakKeyDictionary[Model, list[Callable[[], dict[str, Any]]]] = WeakKeyDictionary()
 NUMBERS = ("scale", "bias", "skip_scales", "backbone_scales")  # of LoRA, of FreeU: they are no parameters
 
 
@@ -65,13 +69,33 @@ def check_model(model: Model, options: dict[str, Any]) -> None:
     StyleAlignedAdapter(model.unet, **options)
 
 
+@contextmanager
+def beside(model: Model, describe: Callable[[], dict[str, Any]]) -> Generator[None]:
+    """Let a model say that an adapter from a file is in it, for as long as that is so.
+
+    Args:
+        model: The model.
+        describe: Returns what has to be known of the adapter to draw the same again, as it is then.
+    """
+    present = _BESIDE.setdefault(model, [])
+    present.append(describe)
+    try:
+        yield
+    finally:
+        present.remove(describe)
+
+
 def describe_model(model: Model) -> dict[str, Any]:
     """Return the class and precision of a model, and a fingerprint of what latents depend on: text encoders and U-Net.
+
+    If there are adapters from files in it, it has a list of `adapters` too.
 
     Args:
         model: The model.
     """
+    adapters = [describe() for describe in _BESIDE.get(model, ())]
     return {
+        **({"adapters": adapters} if adapters else {}),
         "class": type(model).__name__,
         "classifier_free_guidance": model.classifier_free_guidance,
         "precision": name_precision(model.dtype),

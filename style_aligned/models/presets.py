@@ -1,9 +1,9 @@
-"""Settings for models and LoRAs that draw in few steps."""
+"""Other solvers, and settings for models and LoRAs that draw in few steps."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from refiners.foundationals.latent_diffusion.solvers import LCMSolver, TimestepSpacing
+from refiners.foundationals.latent_diffusion.solvers import DPMSolver, Euler, LCMSolver, Solver, TimestepSpacing
 
 from style_aligned.models.checkpoints.solver import SourceDDIM
 from style_aligned.models.model import Model
@@ -71,3 +71,31 @@ def use_preset(model: Model, name: str) -> Preset:
         params = replace(params, timesteps_spacing=TimestepSpacing.TRAILING)
         model.solver = SourceDDIM(steps, params=params, device=device)
     return preset
+
+
+SOLVERS: dict[str, type[Solver]] = {"dpm": DPMSolver, "euler": Euler, "lcm": LCMSolver}
+"""Refiners' solvers, beside DDIM, which is the models' own."""
+
+
+def use_solver(model: Model, name: str) -> None:
+    """Give a model another solver.
+
+    Args:
+        model: The model, which predicts noise.
+        name: One of `SOLVERS`, or `"ddim"` for the model's own.
+
+    Raises:
+        ValueError: If there is no such solver, or the model predicts velocity, or has a noise schedule of its own.
+    """
+    if name == "ddim":
+        return
+    if name not in SOLVERS:
+        raise ValueError(f"expected solver to be one of ddim, {', '.join(SOLVERS)}, got {show(name)}")
+    params: Any = model.solver.params
+    usual = (getattr(params, "prediction_type", "epsilon"), getattr(params, "rescale_betas_zero_snr", False))
+    if usual != ("epsilon", False):
+        raise ValueError(
+            f"expected a model that predicts noise for the solver {name}, got one that predicts velocity or has no"
+            " signal at the last timestep: leave the solver as it is"
+        )
+    model.solver = SOLVERS[name](num_inference_steps=model.solver.num_inference_steps, device=model.solver.device)

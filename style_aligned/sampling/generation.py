@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor, device as Device
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
@@ -21,7 +22,8 @@ from style_aligned.models.model import Model, check_is_model, describe_model
 from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
-from style_aligned.options import SETTINGS, check_seed
+from style_aligned.options import INIT_STRENGTH, SETTINGS, check_seed
+from style_aligned.sampling.init import Init, Picture, Start, read_inits
 from style_aligned.sampling.progress import show_progress
 from style_aligned.sampling.samples import Sample, Samples
 from style_aligned.styles.settings import check_noise, check_size
@@ -45,6 +47,9 @@ def generate(
     seeds: Sequence[int] | None = None,
     noise: Float[Tensor, "images 4 height width"] | None = None,
     size: tuple[int, int] | None = None,
+    init: Picture | Sequence[Picture | None] | None = None,
+    init_strength: float | int | Sequence[float | int] = INIT_STRENGTH,
+    init_mask: Picture | Sequence[Picture | None] | None = None,
     aligned: bool = True,
     batch_size: int = 4,
     chunk_size: int = 32,
@@ -70,6 +75,10 @@ def generate(
         seeds: The seed of each image. None counts on from the seed of the reference.
         noise: The noise of each image, in place of what the seeds give.
         size: The height and width of the images, in pixels. None means the size of the reference.
+        init: A picture that images start from, in place of noise alone, or one for each; None is for noise. A picture
+            of another size is cropped to its middle, and that is said.
+        init_strength: How much of the way from the picture is done, above 0 and up to 1, for all images or for each.
+        init_mask: What is drawn anew, white there, for all images or for each; the rest is kept. None means all of it.
         aligned: Whether the images follow the reference. Without it, they are what the model draws with the same noise
             and settings, to compare with.
         batch_size: The number of images that go through the U-Net at a time. It is halved, with a warning, if there is
@@ -118,6 +127,7 @@ def generate(
         seeds=_check_seeds(seeds, style.seed, len(prompts)),
         noise=None if noise is None else check_noise(noise, size, len(prompts)),
         size=size,
+        inits=read_inits(init, init_strength, init_mask, count=len(prompts), size=size),
         aligned=aligned,
         batch_size=batch_size,
         bank_device=None if bank_device is None else find_device(bank_device, "bank_device"),
@@ -144,6 +154,7 @@ class _Run:
     seeds: list[int]
     noise: Tensor | None
     size: tuple[int, int]
+    inits: list[Init | None]
     aligned: bool
     batch_size: int
     bank_device: Device | None
@@ -159,7 +170,9 @@ class _Run:
             check_latents(latents, self.prompts[index], self.model.unet)
             with exclusive_use(self.model):
                 image = decode_image(self.model.lda, latents, f"the image of {show(self.prompts[index])}")
-            yield Sample(self.prompts[index], self.seeds[index], latents, image, settings)
+            init = self.inits[index]
+            own = settings if init is None else {**settings, "init": init.describe()}
+            yield Sample(self.prompts[index], self.seeds[index], latents, image, own)
             del image, latents
 
     def draw_latents(self, chunk: range) -> tuple[list[Tensor], dict[str, Any]]:
@@ -167,13 +180,16 @@ class _Run:
         model, style = self.model, self.style
         left = sum(part.num_inference_steps - part.steps_done for part, _ in style.parts)
         new_steps = left if self.aligned else 0
-        total = len(chunk) * style.num_inference_steps + new_steps
+        steps = style.num_inference_steps
+        firsts = [0 if init is None else init.first_step(steps) for init in (self.inits[index] for index in chunk)]
+        total = len(chunk) * steps - sum(firsts) + new_steps
         with (
             exclusive_use(model),
             show_progress(self.progress, total, chunk, len(self.prompts), self.on_step) as on_step,
         ):
-            solver = make_solver(model, style.num_inference_steps)
-            trajectories = [Trajectory(model, solver, self.seeds[index], self.make_noise(index)) for index in chunk]
+            solver = make_solver(model, steps)
+            starts = [self.start(index, solver) for index in chunk]
+            trajectories = [start.trajectory for start in starts]
             negative = style.text.to(model.device, model.dtype)
             texts = [embed(model, self.prompts[index], None).behind_negative_of(negative) for index in chunk]
             if self.aligned:
@@ -182,7 +198,8 @@ class _Run:
                     references = [(part, weight, ReferenceBank(self.bank_device)) for part, weight in style.parts]
                     banks = [bank for _, _, bank in references]
                     for step in solver.inference_steps:
-                        is_shared = adapter.set_step(step, style.num_inference_steps)
+                        active = [index for index, first in enumerate(firsts) if first <= step]
+                        is_shared = adapter.set_step(step, steps) and len(active) > 0
                         for part, _, bank in references:
                             if not is_shared and step < part.steps_done:
                                 continue
@@ -192,46 +209,59 @@ class _Run:
                                     on_step(1)
                         weights = [weight for _, weight, _ in references]
                         with adapter.replay(*banks, weights=weights) if is_shared else nullcontext():
-                            self.take_step(chunk, trajectories, texts, step, on_step)
+                            self.take_step(chunk, active, starts, trajectories, texts, step, on_step)
                     for bank in banks:  # before images take their memory
                         bank.clear()
             else:
                 for step in solver.inference_steps:
-                    self.take_step(chunk, trajectories, texts, step, on_step)
+                    active = [index for index, first in enumerate(firsts) if first <= step]
+                    self.take_step(chunk, active, starts, trajectories, texts, step, on_step)
             return [trajectory.latents for trajectory in trajectories], self.describe()
 
     def take_step(
         self,
         chunk: range,
+        active: Sequence[int],
+        starts: Sequence[Start],
         trajectories: list[Trajectory],
         texts: Sequence[TextEmbedding],
         step: int,
         on_step: Callable[[int], None],
     ) -> None:
-        """Do one step of all images, a micro-batch at a time: a smaller one, if there is not enough memory."""
-        start = 0
-        while start < len(trajectories):
-            batch = slice(start, start + self.batch_size)
-            count = len(trajectories[batch])
+        """Do one step of some images, a micro-batch at a time: a smaller one, if there is not enough memory."""
+        done = 0
+        while done < len(active):
+            batch = active[done : done + self.batch_size]
+            count = len(batch)
             try:
-                trajectories[batch] = take_step(
+                after = take_step(
                     self.model,
-                    trajectories[batch],
+                    [trajectories[index] for index in batch],
                     step,
-                    texts=texts[batch],
+                    texts=[texts[index] for index in batch],
                     condition_scale=self.style.condition_scale,
                 )
+                for index, trajectory in zip(batch, after, strict=True):
+                    trajectories[index] = starts[index].keep(trajectory, step)
             except Exception as error:
                 if count == 1 or not is_out_of_memory(error):
                     raise
                 count = 0
             if count == 0:  # outside of the handler, which keeps what has filled the memory
-                self.halve_batch(min(self.batch_size, len(trajectories) - start))
+                self.halve_batch(min(self.batch_size, len(active) - done))
             else:
-                start += count
+                done += count
                 on_step(count)
                 if self.on_latents is not None:
-                    self.on_latents(chunk[batch], [trajectory.latents for trajectory in trajectories[batch]])
+                    latents = [trajectories[index].latents for index in batch]
+                    self.on_latents([chunk[index] for index in batch], latents)
+
+    def start(self, index: int, solver: Solver) -> Start:
+        """Return where an image starts."""
+        seed, noise, init = self.seeds[index], self.make_noise(index), self.inits[index]
+        if init is None:
+            return Start(Trajectory(self.model, solver, seed, noise))
+        return init.start(self.model, solver, seed, noise)
 
     def halve_batch(self, size: int) -> None:
         reset(self.model)

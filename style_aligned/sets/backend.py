@@ -106,6 +106,7 @@ class Backend:
                 [image.drawing.seed for image in chunk],
                 is_aligned=is_aligned,
                 batch_size=self.how.batch_size,
+                inputs=[image.drawing.inputs for image in chunk],
                 bank_device=self.how.bank_device,
                 on_step=on_step,
                 on_latents=None if preview is None else self._show(preview, [image.drawing.file for image in chunk]),

@@ -18,6 +18,7 @@ def new_set(
     *,
     style: Style | None = None,
     model: str | None = None,
+    extras: Mapping[str, Any] | None = None,
     prefix: str = "",
     suffix: str = "",
 ) -> SetState:
@@ -28,6 +29,7 @@ def new_set(
         settings: Arguments of `Style.from_prompt` that were given, by name.
         style: The style, if the source has one.
         model: The name of the model.
+        extras: What goes beside StyleAligned.
         prefix: What comes before each prompt.
         suffix: What comes after each prompt.
     """
@@ -41,6 +43,7 @@ def new_set(
         reference=SetImage(REFERENCE_ID, prompt, Drawing(seed, REFERENCE_FILE)),
         style=described,
         model=model,
+        extras=dict(extras or {}),
         prefix=prefix,
         suffix=suffix,
     )

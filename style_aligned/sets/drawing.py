@@ -11,6 +11,7 @@ from torch import Tensor
 from style_aligned.models.model import Model, describe_model, fingerprint
 from style_aligned.sampling.generation import OF_A_REFERENCE as SETTINGS_OF_A_REFERENCE, OnLatents, generate
 from style_aligned.sampling.samples import Sample
+from style_aligned.sets.inputs import generate_arguments
 from style_aligned.styles.file import StyleError
 from style_aligned.styles.style import Style
 
@@ -40,6 +41,7 @@ def draw(
     *,
     is_aligned: bool,
     batch_size: int,
+    inputs: Sequence[Mapping[str, Any]] = (),
     bank_device: str | None = None,
     on_step: Callable[[int], None] | None = None,
     on_latents: OnLatents | None = None,
@@ -47,7 +49,7 @@ def draw(
     """Draw images in one chunk."""
     arguments: dict[str, Any] = {
         "seeds": seeds, "batch_size": batch_size, "chunk_size": max(1, len(prompts)), "on_step": on_step,
-        "on_latents": on_latents,
+        "on_latents": on_latents, **generate_arguments(inputs),
     }  # fmt: skip
     force = style.is_complete  # what needs it was told by `check_fit`, as was another precision
     with warnings.catch_warnings():
@@ -91,9 +93,11 @@ def check_fit(style: Style, model: Model, name: str, *, force: bool = False) -> 
                 raise
             style.check(model, force=True)
             if not force:
-                advice = "pass that model by --model, or --force"
-                raise StyleError(f"{name} was made with other weights: {advice} ({error})") from None
-            return f"{name} was made with other weights: images will differ from those of its own model"
+                what, advice = "weights", "pass that model by --model, or --force"
+                if own.get("adapters") != given.get("adapters"):
+                    what, advice = "adapters", "give those by --lora and --ip-adapter, or --force"
+                raise StyleError(f"{name} was made with other {what}: {advice} ({error})") from None
+            return f"{name} was made with other weights or adapters: images will differ from those of its own model"
     return f"{name}: {caught[0].message}" if caught else None
 
 
@@ -112,7 +116,7 @@ def image_settings(style: Style, drawer: Mapping[str, Any], *, is_aligned: bool 
     """
     settings = {
         **style.describe(),
-        "model": {name: drawer[name] for name in style.model},
+        "model": {name: drawer[name] for name in (*style.model, "adapters") if name in drawer},
         "decoder": drawer["decoder"],
         "style": style.digest,
     }

@@ -29,7 +29,12 @@ class Plan:
 
 
 def plan_images(
-    image_set: ImageSet, prompts: Sequence[Prompt], *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    image_set: ImageSet,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Find out which prompts a set has images of, and give the others an id, a seed and a name.
 
@@ -40,6 +45,7 @@ def plan_images(
         prompts: The prompts.
         seed: The seed of the first new image, from which the others count on. None chooses seeds by their ids.
         options: Options of the adapter for the new images alone.
+        inputs: What else goes into them, unless their prompts say it.
 
     Raises:
         SetError: If a prompt has the name of an image with another prompt.
@@ -70,7 +76,10 @@ def plan_images(
         used.add(own_seed)
         name = free_name(prompt.name or make_name(next_id, prompt.core or prompt.text, digits=digits), taken)
         taken.add(name.casefold())
-        new.append(SetImage(next_id, prompt.text, Drawing(own_seed, f"{name}.png", options=dict(options or {}))))
+        drawing = Drawing(
+            own_seed, f"{name}.png", options=dict(options or {}), inputs=dict(prompt.inputs or inputs or {})
+        )
+        new.append(SetImage(next_id, prompt.text, drawing))
         names[name.casefold()] = new[-1]
         next_id += 1
     return Plan(new, there)

@@ -5,16 +5,17 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from style_aligned.sets.inputs import FIELDS as INPUTS, check_inputs
 from style_aligned.sets.names import check_name
 from style_aligned.sets.records import MAX_SEED
 
 LINE_END = r"\r\n|\n|\r"  # not splitlines(): a prompt may hold one of Unicode's other line separators
-FIELDS = ("prompt", "seed", "name")
+FIELDS = ("prompt", "seed", "name", *INPUTS)
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Prompt:
         text: The prompt, with prefix and suffix.
         seed: The seed of its image. None lets the set choose.
         name: The name of its image's file, without ending. None makes one of the prompt.
+        inputs: What else goes into it, as `style_aligned.sets.inputs` has it.
         core: The prompt without prefix and suffix, of which its file's name is made. Empty if it has none.
     """
 
     text: str
     seed: int | None = None
     name: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     core: str = ""
 
 
@@ -95,9 +98,10 @@ def check_text(text: str, what: str) -> str:
 def read_prompts(file: str) -> list[Prompt]:
     """Read prompts from a file, by its ending.
 
-    `.jsonl` has JSON objects with `prompt`, `seed` and `name`, `.csv` columns of these names. Everything else is text,
-    with a prompt a line; blank lines and lines that start with `#` are left out. On standard input, a first line that
-    starts with a brace tells JSON.
+    `.jsonl` has JSON objects with `prompt`, `seed`, `name`, `init`, `init_strength` and `init_mask`, `.csv` columns of
+    these names. Paths of pictures start from the file's folder. Everything else is text, with a prompt a line; blank
+    lines and lines that start with `#` are left out. On standard input, a first line that starts with a brace tells
+    JSON.
 
     Args:
         file: The path of the file, or `-` for standard input.
@@ -112,10 +116,11 @@ def read_prompts(file: str) -> list[Prompt]:
     text = _decode(sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes(), name)
     lines = [(number, line.strip()) for number, line in enumerate(re.split(LINE_END, text), start=1)]
     lines = [(number, line) for number, line in lines if line]
+    folder = Path() if file == "-" else Path(file).parent
     if ending == ".csv":
-        prompts = _read_csv(text, name)
+        prompts = _read_csv(text, name, folder)
     elif ending in (".jsonl", ".ndjson") or (file == "-" and lines and lines[0][1].startswith("{")):
-        prompts = [_read_json(line, f"{name}, line {number}") for number, line in lines]
+        prompts = [_read_json(line, f"{name}, line {number}", folder) for number, line in lines]
     else:
         prompts = [
             Prompt(check_prompt(line, f"{name}, line {number}")) for number, line in lines if not line.startswith("#")
@@ -134,11 +139,11 @@ def _decode(content: bytes, name: str) -> str:
         raise ValueError(f"{name}, line {line}: expected UTF-8, got the byte 0x{content[error.start]:02x}") from None
 
 
-def _read_csv(text: str, name: str) -> list[Prompt]:
+def _read_csv(text: str, name: str, folder: Path) -> list[Prompt]:
     rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     header = [column.strip() for column in rows.fieldnames or ()]
     if "prompt" not in header or set(header) - set(FIELDS):
-        raise ValueError(f"{name}: expected columns prompt, seed and name in line 1, got {', '.join(header)}")
+        raise ValueError(f"{name}: expected columns among {', '.join(FIELDS)} in line 1, got {', '.join(header)}")
     rows.fieldnames = header
     prompts: list[Prompt] = []
     try:
@@ -152,30 +157,36 @@ def _read_csv(text: str, name: str) -> list[Prompt]:
             if entry:
                 seed = entry.get("seed")
                 entry["seed"] = int(seed) if seed is not None and re.fullmatch(r"\d{1,10}", seed) else seed
-                prompts.append(_make_prompt(entry, where))
+                if re.fullmatch(r"\d*\.?\d+", entry.get("init_strength", "")):
+                    entry["init_strength"] = float(entry["init_strength"])
+                prompts.append(_make_prompt(entry, where, folder))
     except csv.Error as error:
         raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
     return prompts
 
 
-def _read_json(line: str, where: str) -> Prompt:
+def _read_json(line: str, where: str, folder: Path) -> Prompt:
     try:
         loaded: Any = json.loads(line)
     except (ValueError, RecursionError):
         loaded = None
     if not isinstance(loaded, dict):
         raise ValueError(f'{where}: expected a JSON object such as {{"prompt": "a fox"}}, got {line[:80]!r}')
-    return _make_prompt(cast(dict[str, Any], loaded), where)
+    return _make_prompt(cast(dict[str, Any], loaded), where, folder)
 
 
-def _make_prompt(entry: dict[str, Any], where: str) -> Prompt:
+def _make_prompt(entry: dict[str, Any], where: str, folder: Path) -> Prompt:
     if unknown := sorted(set(entry) - set(FIELDS)):
-        raise ValueError(f"{where}: expected no keys but prompt, seed and name, got {unknown[0]!r}")
-    text, seed, name = (entry.get(field) for field in FIELDS)
+        raise ValueError(f"{where}: expected no keys but {', '.join(FIELDS)}, got {unknown[0]!r}")
+    text, seed, name = (entry.get(key) for key in FIELDS[:3])
     if not isinstance(text, str):
         raise ValueError(f'{where}: expected a prompt, as in {{"prompt": "a fox"}}, got {text!r}')
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MAX_SEED):
         raise ValueError(f"{where}: expected seed to be a whole number from 0 to {MAX_SEED}, got {seed!r}")
     if name is not None and not isinstance(name, str):
         raise ValueError(f"{where}: expected name to be a text, got {name!r}")
-    return Prompt(check_prompt(text, where), seed, name if name is None else check_name(name, where))
+    try:
+        inputs = check_inputs({key: entry.get(key) for key in INPUTS}, folder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    return Prompt(check_prompt(text, where), seed, name if name is None else check_name(name, where), inputs)

@@ -28,8 +28,7 @@ class Drawing:
         made_with: The key of its settings in the set's table `made_with`. Empty until it is drawn.
         bytes: The size of its file as it was written.
         options: Options of the adapter for this drawing alone, such as `{"strength": 0.7}`.
-        inputs: What else went into it, by kind: `control`, `init_image`, `mask`, `adapters`. Each entry names files
-            with their digests, and scales.
+        inputs: What else goes into it, as `style_aligned.sets.inputs` has it: a picture that it starts from.
         unaligned: The file of the same image without the style. Empty if there is none.
     """
 

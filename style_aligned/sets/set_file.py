@@ -42,6 +42,7 @@ class SetState:
             arguments of `Style.from_prompt`. A `source` has a `kind` (`prompt`, `style`, `picture`, `blend`), and
             what that kind needs: `picture` and its digest, `styles` and their `weights`, `mask`.
         model: The name of the model, as given to `load_model`. None if it is not known.
+        extras: What goes beside StyleAligned, as `style_aligned.models.extras.add_extras` takes it.
         prefix: What comes before each prompt.
         suffix: What comes after each prompt.
         sheet: What the contact sheet shows.
@@ -53,6 +54,7 @@ class SetState:
     reference: SetImage
     style: dict[str, Any]
     model: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict[str, Any])
     prefix: str = ""
     suffix: str = ""
     sheet: SheetSettings = field(default_factory=SheetSettings)
@@ -92,8 +94,10 @@ class SetState:
     def dump_settings(self) -> dict[str, Any]:
         """Return what is said of the whole set, as JSON has it."""
         sheet = {"title": self.sheet.title, "columns": self.sheet.columns, "settings": self.sheet.settings}
+        extras = {"extras": self.extras} if self.extras else {}
         return {
-            "model": self.model, "style": self.style, "prefix": self.prefix, "suffix": self.suffix, "sheet": sheet,
+            "model": self.model, **extras, "style": self.style, "prefix": self.prefix, "suffix": self.suffix,
+            "sheet": sheet,
         }  # fmt: skip
 
 
@@ -163,6 +167,7 @@ def _read_settings(state: SetState, loaded: Mapping[str, Any]) -> None:
     if "file" in source:
         check_file(check(source, "file", str))
     state.model = loaded["model"] if loaded.get("model") is None else check(loaded, "model", str)
+    state.extras = check(loaded, "extras", dict, {})
     state.prefix, state.suffix = check(loaded, "prefix", str, ""), check(loaded, "suffix", str, "")
     columns = sheet.get("columns")
     state.sheet = SheetSettings(

@@ -1,9 +1,10 @@
 """Where a style comes from: the folder of a set, a style file, a picture, or a prompt."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from style_aligned.files import parse_settings, read_texts
 from style_aligned.sets.image_set import is_set, read_image_set
@@ -29,6 +30,7 @@ class Source:
         prefix: The prefix of the set's prompts.
         suffix: The suffix of the set's prompts.
         parts: The style files of a blend, with their weights.
+        extras: What goes beside StyleAligned in the set that the style is from.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Source:
     prefix: str = ""
     suffix: str = ""
     parts: tuple[tuple[Path, float], ...] = ()
+    extras: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def name(self) -> str:
@@ -141,7 +144,9 @@ def _find_in_folder(folder: Path) -> Source:
         if not is_set(folder):
             return Source("style", str(folder), folder / STYLE_FILE)
         state = read_image_set(folder).state
-        return Source("style", str(folder), folder / STYLE_FILE, state.model, state.prefix, state.suffix)
+        return Source(
+            "style", str(folder), folder / STYLE_FILE, state.model, state.prefix, state.suffix, extras=state.extras
+        )
     if is_set(folder):
         raise ValueError(f"{folder} is a set whose reference is not drawn yet: style-aligned add {folder}")
     if styles := sorted(folder.glob(f"*{STYLE_ENDING}")):

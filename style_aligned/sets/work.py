@@ -1,5 +1,6 @@
 """Drawing what a set is missing: a chunk at a time, each image on the disk as soon as it is there."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from style_aligned.sets import drawing
 from style_aligned.sets.backend import Backend, How, Preview
 from style_aligned.sets.changes import aside_file, make_current
 from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.inputs import describe_inputs
 from style_aligned.sets.masks import write_mask
 from style_aligned.sets.names import free_name
 from style_aligned.sets.plan import Missing, Plan, find_missing, plan_images, taken_names, unused_seed, used_seeds
@@ -102,7 +104,12 @@ class Artist:
         return self._style
 
     def plan(
-        self, prompts: Sequence[Prompt], *, seed: int | None = None, options: Mapping[str, Any] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Plan:
         """Have the set know of images that are to be drawn: what is killed from here on can go on.
 
@@ -110,11 +117,14 @@ class Artist:
             prompts: The prompts. Those that the set has images of are left as they are.
             seed: The seed of the first new image.
             options: Options of the adapter for the new images alone.
+            inputs: What else goes into them, unless their prompts say it.
 
         Returns:
             What is new, and what is there.
         """
-        plan = plan_images(self.image_set, prompts, seed=seed, options=options)
+        plan = plan_images(self.image_set, prompts, seed=seed, options=options, inputs=inputs)
+        for own in {json.dumps(image.drawing.inputs): image.drawing.inputs for image in plan.new}.values():
+            describe_inputs(own, self._style.size)  # what is wrong with a picture is said before the set knows of it
         if self._style.is_complete and not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
         self.image_set.commit(plan.new)
@@ -145,7 +155,13 @@ class Artist:
         return done
 
     def reroll(
-        self, image: SetImage, *, seed: int | None = None, count: int = 1, options: Mapping[str, Any] | None = None
+        self,
+        image: SetImage,
+        *,
+        seed: int | None = None,
+        count: int = 1,
+        options: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> SetImage:
         """Draw an image again, from another seed. The first new drawing takes the place of the one that is there.
 
@@ -156,6 +172,7 @@ class Artist:
             seed: The seed of the first new drawing. None takes the next one that the set has not used.
             count: The number of new drawings.
             options: Options of the adapter for them alone. None keeps those of the image.
+            inputs: What else goes into them. None keeps what went into the image.
 
         Returns:
             The image as it is then.
@@ -168,7 +185,8 @@ class Artist:
             seeds.append(own)
             used.add(own)
         options = dict(image.drawing.options if options is None else {**image.drawing.options, **options})
-        jobs = [replace(image, drawing=Drawing(own, "", options=options)) for own in seeds]
+        inputs = dict(inputs or image.drawing.inputs)
+        jobs = [replace(image, drawing=Drawing(own, "", options=options, inputs=inputs)) for own in seeds]
         total = count + (not self._style.is_complete)
         self.report.start(total, total * self._style.num_inference_steps)
         is_first = True
@@ -266,7 +284,7 @@ class Artist:
         """Write an image that follows the style, and return its record, which is not in the set yet."""
         style = self._style.with_(**image.drawing.options)
         settings = drawing.image_settings(style, self._drawer, is_aligned=True)
-        return self._write_file(image, picture, settings)
+        return self._write_file(image, picture, {**settings, **describe_inputs(image.drawing.inputs, style.size)})
 
     def _write_file(self, image: SetImage, picture: Image | bytes, settings: Mapping[str, Any]) -> SetImage:
         path = self.image_set.path(image)
@@ -303,7 +321,8 @@ class Artist:
             for image, picture in zip(chunk, pictures, strict=True):
                 taken = {path.stem.casefold() for path in folder.iterdir()}
                 file = image.drawing.unaligned or f"{UNALIGNED}/{free_name(image.name, taken)}.png"
-                texts = describe_image(image.prompt, image.drawing.seed, settings)
+                own = {**settings, **describe_inputs(image.drawing.inputs, self._style.size)}
+                texts = describe_image(image.prompt, image.drawing.seed, own)
                 _write_picture(self.image_set.folder / file, picture, texts)
                 self.image_set.commit([self.image_set.state.images[image.id].with_drawing(unaligned=file)])
                 self.report.image(file)

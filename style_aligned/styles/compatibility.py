@@ -1,6 +1,7 @@
 """Whether a style fits a model: the same weights, in any precision, the same solver, and text embeddings alike."""
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def check_weights(
     """
     names = ["class"] if condition_scale in GUIDANCE_OFF else ["class", "classifier_free_guidance"]
     _compare(own, given := describe_model(model), names)
+    if not force:
+        check_adapters(own, given)
     if force or given["fingerprint"] == own["fingerprint"]:
         return
     if given["precision"] == own["precision"]:
@@ -53,7 +56,29 @@ def check_started(model: Model, own: dict[str, Any], device: torch.device, *, co
     if torch.empty(0, device=model.device).device != device:  # "cuda" is "cuda:0"
         raise StyleError(f"expected a model on {device}, where the style was started, got one on {model.device}")
     names = ["class"] if condition_scale in GUIDANCE_OFF else ["class", "classifier_free_guidance"]
-    _compare(own, describe_model(model), [*names, "precision", "fingerprint"])
+    check_adapters(own, given := describe_model(model))
+    _compare(own, given, [*names, "precision", "fingerprint"])
+
+
+def check_adapters(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Check that a model has the adapters from files that a style was made with.
+
+    Args:
+        own: What `describe_model` has said of the style's own model.
+        given: What it says of the model.
+
+    Raises:
+        StyleError: If it has others.
+    """
+    if own.get("adapters") != given.get("adapters"):
+        raise StyleError(
+            f"expected a model with {_name_adapters(own)}, as the style's, got one with {_name_adapters(given)}"
+        )
+
+
+def _name_adapters(described: Mapping[str, Any]) -> str:
+    named = [f"{adapter['file']}:{adapter['scale']:g}" for adapter in described.get("adapters", ())]
+    return " and ".join(named) or "no adapters"
 
 
 def check_solver(model: Model, own: dict[str, Any]) -> None:

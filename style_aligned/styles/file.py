@@ -224,11 +224,18 @@ def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise StyleError(f"{path} is not a style: {error}") from None
     model, solver = settings["model"], settings["solver"]
-    if not isinstance(model, dict) or cast(dict[str, Any], model).keys() != _MODEL:
+    if not isinstance(model, dict) or not _MODEL <= cast(dict[str, Any], model).keys() <= {*_MODEL, "adapters"}:
         raise StyleError(f"expected {path} to say {', '.join(sorted(_MODEL))} of its model, got {model!r}")
     if not isinstance(solver, dict) or "name" not in cast(dict[str, Any], solver):
         raise StyleError(f"expected {path} to name its solver, got {solver!r}")
+    adapters: Any = cast(dict[str, Any], model).get("adapters", [])
+    if not isinstance(adapters, list) or not all(map(_is_adapter, cast(list[Any], adapters))):
+        raise StyleError(f"expected {path} to name the file and scale of each adapter, got {show(adapters)}")
     return settings
+
+
+def _is_adapter(described: Any) -> bool:
+    return isinstance(described, dict) and {"file", "scale"} <= cast(dict[str, Any], described).keys()
 
 
 _MODEL = {"class", "classifier_free_guidance", "precision", "fingerprint"}

@@ -102,9 +102,28 @@ def add_noise(
     for step in range(len(levels.timesteps)):
         if fresh is not None and step > 0:
             noise = torch.randn(noise.shape, generator=fresh)
-        noisy = levels.signal[step] * latents + levels.noise[step] * noise.to(latents)
-        rows.append(levels.scale[step] * noisy)
+        rows.append(noise_to(latents, levels, noise, step))
     return [*rows, latents]
+
+
+def noise_to(
+    latents: Float[Tensor, "1 4 height width"],
+    levels: NoiseLevels,
+    noise: Float[Tensor, "1 4 height width"],
+    step: int,
+) -> Float[Tensor, "1 4 height width"]:
+    """Noise the latents of a picture to the level before a step. After the last one it has no noise.
+
+    Args:
+        latents: The latents.
+        levels: The noise levels of a solver.
+        noise: The noise.
+        step: The step, or the number of steps.
+    """
+    if step == len(levels.timesteps):
+        return latents
+    noisy = float(levels.signal[step]) * latents + float(levels.noise[step]) * noise.to(latents)
+    return float(levels.scale[step]) * noisy
 
 
 def invert(

@@ -157,7 +157,7 @@ class Actions:
         with self._new:
             folder = self.library.new_folder(name, source.text if loaded is None else loaded.prompt)
             affixes = {"prefix": source.prefix, "suffix": source.suffix}
-            state = new_set(source, given, style=loaded, model=self.model.name, **affixes)
+            state = new_set(source, given, style=loaded, model=self.model.name, extras=source.extras, **affixes)
             collected = collect_prompts(texts, **affixes)
             with open_set(folder, new=state):
                 pass

@@ -20,7 +20,7 @@ def loads(model: Mini, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, 
     """Have the commands load a model with random weights. What they ask for is collected."""
     asked: list[tuple[str, str, str]] = []
 
-    def load_model(name: str, options: ModelOptions, bank_device: str | None = None) -> Mini:
+    def load_model(name: str, options: ModelOptions, bank_device: str | None = None, extras: object = None) -> Mini:
         asked.append((name, options.device, options.dtype.value))
         return model
 

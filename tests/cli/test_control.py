@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from style_aligned.files import parse_settings, read_texts
 from style_aligned.sets.image_set import read_image_set
 from style_aligned.styles.style import Style
 from tests.cli.conftest import FOX, SMALL, Run, assert_error
@@ -117,7 +118,7 @@ class TestMask:
         [
             ("none.png", "expected --reference-mask to be a picture, got 'none.png': no such file"),
             ("text.png", "text.png to be a picture, got a file that is none"),
-            ("black.png", "expected a reference_mask that leaves something of the reference, got zeros alone"),
+            ("black.png", "expected reference_mask to leave something of the reference, got zeros alone"),
             ("alpha", "expected a picture as the reference beside --reference-mask alpha"),
         ],
     )
@@ -126,3 +127,50 @@ class TestMask:
         Image.new("L", (64, 64), 0).save("black.png")
         assert_error(run("generate", *FOX, "a cat", "--output", "set", "--reference-mask", mask), pattern)
         assert not list(Path().glob("set/*"))
+
+
+def test_images_that_start_from_a_picture(run: Run, icons: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(values).resize((64, 64)).save("sketch.png")
+    Image.new("L", (64, 64), 255).save("mask.png")
+    sketch, mask = (str(Path(name).resolve()) for name in ("sketch.png", "mask.png"))
+    assert (
+        run("add", "icons", "a lamp", "--init", "sketch.png", "--init-strength", "0.5", "--init-mask", "mask.png")[0]
+        == 0
+    )
+    Path("more.jsonl").write_text('{"prompt": "a boat", "init": "sketch.png"}\n{"prompt": "a sun"}\n')
+    assert run("add", "icons", "--prompts", "more.jsonl")[0] == 0
+    inputs = {image.prompt: image.drawing.inputs for image in read_image_set(icons).state.current}
+    assert inputs["a lamp, neon sign"] == {"init": sketch, "init_strength": 0.5, "init_mask": mask}
+    assert inputs["a boat, neon sign"] == {"init": sketch}
+    assert not inputs["a sun, neon sign"]
+    settings = parse_settings(read_texts(next(icons.glob("*lamp.png"))))
+    assert settings is not None
+    assert settings["init"]["strength"] == 0.5
+    assert set(settings["init"]) == {"picture", "strength", "mask"}
+
+    # drawn again, it starts from the same picture, or from another one
+    assert run("reroll", "icons", "lamp")[0] == 0
+    assert run("reroll", "icons", "boat", "--init", "mask.png", "--init-strength", "1")[0] == 0
+    inputs = {image.prompt: image.drawing.inputs for image in read_image_set(icons).state.current}
+    assert inputs["a lamp, neon sign"] == {"init": sketch, "init_strength": 0.5, "init_mask": mask}
+    assert inputs["a boat, neon sign"] == {"init": mask, "init_strength": 1.0}
+    Path("sketch.png").unlink()
+    assert_error(
+        run("reroll", "icons", "lamp"), "expected the picture .*sketch.png, from which an image starts, but it is"
+    )
+
+
+def test_pictures_to_start_from_that_are_wrong(run: Run, icons: Path) -> None:
+    Image.new("L", (64, 64)).save("black.png")
+    for options, pattern in (
+        (["--init", "no.png"], "expected --init to be a picture, got 'no.png', which is not there"),
+        (["--init", "black.png", "--init-strength", "0"], "expected --init-strength above 0 and up to 1, got 0"),
+        (["--init-mask", "black.png"], "--init-mask without --init"),
+        (["--init", "black.png", "--init-mask", "black.png"], "expected init_mask to leave something of the image"),
+    ):
+        assert_error(run("add", "icons", "a lamp", *options), pattern)
+    Path("more.jsonl").write_text('{"prompt": "a boat", "init": "no.png"}\n')
+    assert_error(
+        run("add", "icons", "--prompts", "more.jsonl"), "line 1: expected init to be a picture, got 'no.png', which is"
+    )

@@ -1,6 +1,7 @@
 """Several adapters beside StyleAligned, put into a model in the right order and taken out in the right order."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -11,9 +12,11 @@ from PIL import Image
 from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
 
-from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
+from style_aligned.models.model import beside
+from style_aligned.models.presets import use_preset, use_solver
+from style_aligned.styles.picture import digest_picture, open_picture
 
 
 class Extras:
@@ -51,6 +54,7 @@ class Extras:
             CheckpointError: If a file does not fit the model.
             ValueError: If a LoRA is given twice, or not all of what an image prompt takes.
         """
+        self._model = model
         self.loras = [FileLora(model, path, scale=scale) for path, scale in loras]
         names = [lora.name for lora in self.loras]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -83,6 +87,7 @@ class Extras:
                     embedding = self.ip_adapter.compute_clip_image_embedding(self._image_prompt)
                 self.ip_adapter.inject()
                 stack.callback(self.ip_adapter.eject)
+                stack.enter_context(beside(self._model, self._describe_image_prompt))
                 self.ip_adapter.set_clip_image_embedding(embedding)
             self._stack = stack.pop_all()
         return self
@@ -96,9 +101,13 @@ class Extras:
     def describe(self) -> list[dict[str, Any]]:
         """Return what has to be known to draw the same again: for each, its kind, its file and its scale."""
         described = [lora.describe() for lora in self.loras]
-        if self.ip_adapter is not None:
-            described.append({"kind": "ip_adapter", "file": self._file, "scale": self.ip_adapter.scale})
-        return described
+        return described if self.ip_adapter is None else [*described, self._describe_image_prompt()]
+
+    def _describe_image_prompt(self) -> dict[str, Any]:
+        assert self.ip_adapter is not None
+        assert self._image_prompt is not None
+        picture = digest_picture(self._image_prompt.convert("RGB"))
+        return {"kind": "ip_adapter", "file": self._file, "scale": self.ip_adapter.scale, "picture": picture}
 
     def __enter__(self) -> "Extras":
         return self.inject()
@@ -109,20 +118,27 @@ class Extras:
         self.eject()
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """Read a LoRA and its scale, as the command line takes them.
+def add_extras(model: StableDiffusion_XL | StableDiffusion_1, settings: Mapping[str, Any]) -> None:
+    """Put into a model what a set says goes beside StyleAligned. It stays there.
+
+    Args:
+        model: The model.
+        settings: `loras` with the path and scale of each; `ip_adapter`, `image_encoder` and `image_prompt` with their
+            paths, and `image_prompt_scale`; the name of a `preset` or a `solver`. Each may be missing.
 
     Raises:
-        CheckpointError: If the scale is no number.
-
-    Example:
-        >>> parse_lora("pixel.safetensors:0.8"), parse_lora("C:/pixel.safetensors")
-        (('pixel.safetensors', 0.8), ('C:/pixel.safetensors', 1.0))
+        CheckpointError: If a file does not fit the model.
+        ValueError: If the picture cannot be read, or the model does not take what is asked for.
     """
-    path, colon, scale = text.rpartition(":")
-    if not colon or "/" in scale or "\\" in scale:
-        return text, 1.0
-    try:
-        return path, float(scale)
-    except ValueError:
-        raise CheckpointError(f"{text}: expected a number as the scale behind the colon, got {scale!r}") from None
+    given = {name: value for name, value in settings.items() if name not in ("preset", "solver")}
+    given["loras"] = [(path, scale) for path, scale in settings.get("loras", ())]
+    if "image_prompt" in given:
+        given["image_prompt"], notes = open_picture(given["image_prompt"])
+        for note in notes:
+            warnings.warn(note, stacklevel=2)
+    if "preset" in settings:
+        use_preset(model, settings["preset"])
+    if "solver" in settings:
+        use_solver(model, settings["solver"])
+    if given["loras"] or "ip_adapter" in given:
+        Extras(model, **given).inject()

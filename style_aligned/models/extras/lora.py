@@ -1,5 +1,6 @@
 """A LoRA from a file, in a model."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from style_aligned.models.checkpoints.architectures import STABLE_DIFFUSION_1, S
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.sources import expand_home
 from style_aligned.models.extras.lora_keys import LoraWeights, read_lora
+from style_aligned.models.model import beside
 
 
 class FileLora:
@@ -51,6 +53,8 @@ class FileLora:
         self.path = expand_home(path)
         self.name = self.path.stem if name is None else name
         self._scale = float(scale)
+        self._model = model
+        self._stack = ExitStack()
         self._adapters: list[LoraAdapter] = []
         self._loras: list[tuple[str, fl.Chain, Lora[Any]]] = []
         architecture = architecture_of(model)
@@ -97,6 +101,7 @@ class FileLora:
                 self._adapters.append(parent)
             else:
                 self._adapters.append(LoraAdapter(target, lora).inject(parent))
+        self._stack.enter_context(beside(self._model, self.describe))
         return self
 
     def eject(self) -> None:
@@ -106,6 +111,7 @@ class FileLora:
             if not adapter.names:
                 adapter.eject()
         self._adapters = []
+        self._stack.close()
 
     def __enter__(self) -> "FileLora":
         return self.inject()

@@ -10,9 +10,10 @@ from refiners.fluxion.adapters.lora import Lora
 from safetensors.torch import save_file
 
 from style_aligned import Style, generate
-from style_aligned.models.checkpoints import CheckpointError, load_model
+from style_aligned.models.checkpoints import load_model
 from style_aligned.models.extras import Extras, FileLora
-from style_aligned.models.extras.beside import parse_lora
+from style_aligned.models.model import describe_model
+from style_aligned.styles.picture import digest_picture
 from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
 from tests.models.extras.test_lora import kohya, random_lora, unet_only
 
@@ -48,12 +49,13 @@ def test_all_at_once(kind: str, folder: Path, pipeline: Any, encoder_folder: Pat
     assert with_image.describe() == [
         {"kind": "lora", "file": "ink.safetensors", "scale": 0.3},
         {"kind": "lora", "file": "neon.safetensors", "scale": 0.2},
-        {"kind": "ip_adapter", "file": "ip.safetensors", "scale": 0.5},
+        {"kind": "ip_adapter", "file": "ip.safetensors", "scale": 0.5, "picture": digest_picture(image)},
     ]
     assert with_image.ip_adapter is not None
     with_image.ip_adapter.preprocess_image = lambda image, size=(56, 56), **_: torch.zeros(1, 3, 56, 56)  # pyright: ignore
     with with_image:
         together = draw()
+        assert describe_model(model)["adapters"] == with_image.describe()
         with pytest.raises(ValueError, match="expected extras that are not injected, but they are"):
             with_image.inject()
         with pytest.raises(ValueError, match="expected LoRAs to be injected before other adapters"):
@@ -61,6 +63,7 @@ def test_all_at_once(kind: str, folder: Path, pipeline: Any, encoder_folder: Pat
     assert not torch.allclose(together, three, atol=1e-2)
     assert repr(model.unet) == tree
     assert torch.equal(draw(), plain)
+    assert "adapters" not in describe_model(model)
 
     with pytest.raises(ValueError, match="expected each LoRA once, got 'ink' twice"):
         Extras(model, loras=[loras[0], loras[0]])
@@ -68,8 +71,3 @@ def test_all_at_once(kind: str, folder: Path, pipeline: Any, encoder_folder: Pat
         ValueError, match="expected image_prompt too: an image prompt takes ip_adapter, image_encoder, im"
     ):
         Extras(model, **prompt)
-
-
-def test_a_scale_that_is_no_number() -> None:
-    with pytest.raises(CheckpointError, match="expected a number as the scale behind the colon, got 'much'"):
-        parse_lora("ink.safetensors:much")

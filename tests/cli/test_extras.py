@@ -1,0 +1,179 @@
+"""LoRAs, image prompts, presets and solvers: `--lora`, `--ip-adapter`, `--preset` and `--solver`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from style_aligned.cli import main
+from style_aligned.cli.extras import ExtraOptions, PresetName, parse_lora
+from style_aligned.files import parse_settings, read_texts
+from style_aligned.models.extras.ip_adapter import load_ip_adapter
+from style_aligned.styles.style import Style
+from tests.cli.conftest import SMALL, assert_error
+from tests.models.checkpoints.conftest import folder, folders, kind, narrow, pipeline, pipelines
+from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
+from tests.models.extras.test_lora import kohya, random_lora, unet_only
+
+__all__ = ["encoder_folder", "folder", "folders", "kind", "narrow", "pipeline", "pipelines"]
+
+pytestmark = pytest.mark.parametrize("kind", ["1"], indirect=True)
+
+
+class Program:
+    """The command line with a narrow model, as it loads it."""
+
+    def __init__(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.model = model
+        self.capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> tuple[int, str, str]:
+        code = main([*map(str, arguments)])
+        captured = self.capsys.readouterr()
+        return code, captured.out, captured.err
+
+    def generate(self, *arguments: str | Path) -> tuple[int, str, str]:
+        return self("generate", "a fox", "a cat", *SMALL, "--model", self.model, *arguments)
+
+
+@pytest.fixture
+def run(
+    kind: str, folder: Path, pipeline: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Program:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name in ("ink", "neon"):
+        changes = unet_only(random_lora(pipeline))
+        save_file({key: t.contiguous() for key, t in kohya(changes, kind).items()}, f"{name}.safetensors")
+    return Program(folder, capsys)
+
+
+def find(file: str) -> Path:
+    """Find the image of a set whose name ends so."""
+    folder, _, name = file.partition("/")
+    (found,) = Path(folder).glob(f"*-{name}")
+    return found
+
+
+def adapters_of(file: str) -> Any:
+    settings = parse_settings(read_texts(find(file))) or {}
+    return settings["model"].get("adapters")
+
+
+@pytest.mark.slow
+def test_a_set_remembers_its_loras(run: Program) -> None:
+    assert run.generate("--output", "plain")[0] == 0
+    result = run.generate("--lora", "ink.safetensors:0.3", "--lora", "neon.safetensors", "--output", "inks")
+    assert result[0] == 0, result
+    expected = [
+        {"kind": "lora", "file": "ink.safetensors", "scale": 0.3},
+        {"kind": "lora", "file": "neon.safetensors", "scale": 1.0},
+    ]
+    assert adapters_of("inks/a-cat.png") == expected
+    assert adapters_of("plain/a-cat.png") is None
+    assert find("inks/a-cat.png").read_bytes() != find("plain/a-cat.png").read_bytes()
+    loras = [[str(Path("ink.safetensors").resolve()), 0.3], [str(Path("neon.safetensors").resolve()), 1.0]]
+    assert json.loads(Path("inks/set.json").read_text())["extras"] == {"loras": loras}
+    assert "extras" not in json.loads(Path("plain/set.json").read_text())
+
+    # added to, drawn again, and taken as the style of another set, it has them without a word
+    assert run("add", "inks", "a dog")[0] == 0
+    assert adapters_of("inks/a-dog.png") == expected
+    assert run("reroll", "inks", "cat")[0] == 0
+    assert adapters_of("inks/a-cat.png") == expected
+    assert run("generate", "inks", "a lamp", "--output", "more")[0] == 0
+    assert adapters_of("more/a-lamp.png") == expected
+    assert run("add", "more", "a dog")[0] == 0
+
+
+@pytest.mark.slow
+def test_a_set_is_not_continued_with_other_loras(run: Program) -> None:
+    assert run.generate("--lora", "ink.safetensors:0.3", "--output", "inks")[0] == 0
+    for lora in ("neon.safetensors:0.3", "ink.safetensors:0.4"):
+        pattern = (
+            "was made with other adapters: give those by --lora and --ip-adapter, or --force"
+            rf" \(expected a model with ink.safetensors:0.3, as the style's, got one with {lora}\)"
+        )
+        assert_error(run("add", "inks", "a dog", "--lora", lora), pattern)
+    style = "inks/style.safetensors"
+    command = ["generate", style, "a dog", "--model", run.model, "--output", "dogs"]
+    assert_error(run(*command), "as the style's, got one with no adapters")
+    assert run(*command, "--lora", "ink.safetensors:0.3")[0] == 0
+    # as in the paper's experiment: the reference without, the targets with a LoRA
+    assert run("style", "a fox", "--model", run.model, *SMALL, "--output", "fox.safetensors")[0] == 0
+    command = ["generate", "fox.safetensors", "a dog", "--model", run.model, "--output", "ink dogs", "--lora"]
+    assert_error(run(*command, "ink.safetensors"), "with no adapters, as the style's, got one with ink.safetensors:1")
+    code, _, error = run(*command, "ink.safetensors", "--force")
+    assert (code, "other weights or adapters: images will differ" in error) == (0, True)
+    assert adapters_of("ink dogs/a-dog.png") == [{"kind": "lora", "file": "ink.safetensors", "scale": 1.0}]
+
+
+@pytest.mark.slow
+def test_an_image_prompt(run: Program, pipeline: Any, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(random_ip_adapter(pipeline.unet, plus=False), "ip.safetensors")
+    for color in ("red", "blue"):
+        Image.new("RGB", (56, 56), color).save(f"{color}.png")
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        adapter = load_ip_adapter(*arguments, **options)
+        preprocess = adapter.preprocess_image
+        adapter.preprocess_image = lambda image: preprocess(image, size=(56, 56))  # pyright: ignore
+        return adapter
+
+    monkeypatch.setattr("style_aligned.models.extras.beside.load_ip_adapter", load)
+    prompt = ["--ip-adapter", "ip.safetensors", "--image-encoder", encoder_folder, "--image-prompt"]
+    result = run.generate(*prompt, "red.png", "--image-prompt-scale", "0.8", "--output", "red")
+    assert result[0] == 0, result
+    assert run("add", "red", "a dog")[0] == 0
+    (described,) = adapters_of("red/a-dog.png")
+    assert (described["kind"], described["file"], described["scale"]) == ("ip_adapter", "ip.safetensors", 0.8)
+    assert_error(
+        run("add", "red", "a lamp", *prompt, "blue.png", "--image-prompt-scale", "0.8"), "was made with other adapters"
+    )
+
+
+@pytest.mark.slow
+def test_presets_and_solvers(run: Program) -> None:
+    assert (
+        run("generate", "a fox", "a cat", "--size", "64", "--model", run.model, "--preset", "lcm", "--output", "lcm")[0]
+        == 0
+    )
+    style = Style.load("lcm/style.safetensors")
+    assert (style.num_inference_steps, style.condition_scale, style.solver["name"]) == (4, 0.0, "LCMSolver")
+    assert run("add", "lcm", "a dog")[0] == 0
+    assert run.generate("--solver", "euler", "--guidance", "0", "--output", "euler")[0] == 0
+    style = Style.load("euler/style.safetensors")
+    assert (style.num_inference_steps, style.condition_scale, style.solver["name"]) == (2, 0, "Euler")
+    assert run("add", "euler", "a dog")[0] == 0
+
+
+def test_what_is_wrong_is_said_before_anything_is_loaded(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("style_aligned.cli.library.load_model", None)
+    for options, pattern in (
+        (
+            ["--lora", "no.safetensors:0.5"],
+            "--lora no.safetensors:0.5: expected a file, got 'no.safetensors', which is",
+        ),
+        (["--lora", "ink.safetensors:much"], "expected a number as the scale behind the colon, got 'much'"),
+        (["--lora", "ink.safetensors:nan"], "expected the scale of --lora to be a finite number"),
+        (["--image-prompt", "red.png"], "expected --ip-adapter beside --image-prompt: an image prompt takes"),
+        (["--image-prompt-scale", "0.5"], "expected no --image-prompt-scale without --image-prompt"),
+        (["--preset", "lcm", "--solver", "dpm"], "expected no --solver beside --preset, which has one"),
+    ):
+        assert_error(run.generate(*options, "--output", "set"), pattern)
+    assert not Path("set").exists()
+
+
+def test_what_does_not_fit_leaves_nothing(run: Program) -> None:
+    assert_error(run.generate("--lora", "ink.safetensors", "--lora", "ink.safetensors", "--output", "set"), "LoRA once")
+    assert not Path("set").exists()
+
+
+def test_a_lora_and_its_scale(kind: str) -> None:
+    assert parse_lora("pixel.safetensors:0.8") == ("pixel.safetensors", 0.8)
+    assert parse_lora("C:/pixel.safetensors") == ("C:/pixel.safetensors", 1.0)
+    assert ExtraOptions(preset=PresetName.lcm).resolve({"solver": "dpm"}) == {"preset": "lcm"}
+    assert ExtraOptions().resolve({}, {"solver": "dpm"}, {"solver": "euler"}) == {"solver": "dpm"}
