@@ -1,6 +1,7 @@
 """Images on disk: whole or not at all, with their settings inside, and the same bytes for the same image."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -256,3 +257,10 @@ def sync(file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in UNSYNCED:  # what some network drives say
             raise
+
+
+def digest_picture(image: Image.Image) -> str:
+    """Return the SHA-256 of a picture's size and pixels."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()

@@ -34,7 +34,7 @@ def load_model(
         find_device(bank_device)
     model = load_model(name, **options.keywords)
     if extras:
-        from style_aligned.models.extras import add_extras
+        from style_aligned.sets.extras import add_extras
 
         add_extras(model, extras)
     return model

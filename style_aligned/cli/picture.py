@@ -144,7 +144,8 @@ def style_from_picture(
         own: The style file of a set that may be of the same picture and settings.
         on_step: Called after each step of an inversion.
     """
-    from style_aligned.styles.picture import digest_picture, open_picture
+    from style_aligned.files import digest_picture
+    from style_aligned.styles.picture import open_picture
     from style_aligned.styles.style import Style
 
     if own is not None and own.is_file():

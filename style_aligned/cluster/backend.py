@@ -54,7 +54,7 @@ class ClusterBackend(Backend, AbstractContextManager["ClusterBackend"]):
             model: The name or path of the model, as the workers find it.
             options: The options of [`load_model`][style_aligned.load_model].
             how: How to draw.
-            extras: What goes beside StyleAligned, as `style_aligned.models.extras.add_extras` takes it.
+            extras: What goes beside StyleAligned, as `style_aligned.sets.extras.add_extras` takes it.
             workers: The number of workers. None means as many as the cluster has room for.
             address: The address of a Ray cluster. None starts one on this machine, and stops it in the end.
             gpus_per_worker: The number of GPUs that a worker takes, such as 1, or 0.5 for two workers on each. None

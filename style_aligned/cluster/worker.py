@@ -73,8 +73,8 @@ class Worker:
         import torch
 
         from style_aligned.models.checkpoints import load_model
-        from style_aligned.models.extras import add_extras
         from style_aligned.sets.drawing import describe_drawer
+        from style_aligned.sets.extras import add_extras
 
         if self._threads is not None:
             torch.set_num_threads(self._threads)

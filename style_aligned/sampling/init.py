@@ -12,12 +12,13 @@ from PIL import Image
 from refiners.foundationals.latent_diffusion.solvers import Solver
 from torch import Tensor
 
+from style_aligned.files import digest_picture
 from style_aligned.models.model import Model
 from style_aligned.models.solvers import Trajectory
 from style_aligned.options import check_init_strength
 from style_aligned.styles.inversion import NoiseLevels, encode_picture, noise_levels, noise_to
 from style_aligned.styles.mask import digest_mask, prepare_mask
-from style_aligned.styles.picture import digest_picture, fit_picture, open_picture
+from style_aligned.styles.picture import fit_picture, open_picture
 from style_aligned.words import show
 
 Picture = str | Path | Image.Image

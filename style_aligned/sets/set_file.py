@@ -42,7 +42,7 @@ class SetState:
             arguments of `Style.from_prompt`. A `source` has a `kind` (`prompt`, `style`, `picture`, `blend`), and
             what that kind needs: `picture` and its digest, `styles` and their `weights`, `mask`.
         model: The name of the model, as given to `load_model`. None if it is not known.
-        extras: What goes beside StyleAligned, as `style_aligned.models.extras.add_extras` takes it.
+        extras: What goes beside StyleAligned, as `style_aligned.sets.extras.add_extras` takes it.
         prefix: What comes before each prompt.
         suffix: What comes after each prompt.
         sheet: What the contact sheet shows.

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
+from style_aligned.files import digest_picture
 from style_aligned.models.family import family_of
 from style_aligned.models.finite import check_latents
 from style_aligned.models.model import Model, check_is_model, check_model, describe_model, sample_weights
@@ -19,7 +20,7 @@ from style_aligned.styles.captions import Captioner, caption_picture
 from style_aligned.styles.file import PREVIEW
 from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
 from style_aligned.styles.mask import prepare_mask
-from style_aligned.styles.picture import Fit, digest_picture, fit_picture, open_alpha, open_mask, open_picture
+from style_aligned.styles.picture import Fit, fit_picture, open_alpha, open_mask, open_picture
 from style_aligned.styles.settings import (
     GUIDANCE_OFF,
     METHODS,

@@ -1,6 +1,5 @@
 """Pictures that become styles: read, whatever they are, and brought to the size of a model."""
 
-import hashlib
 import io
 import re
 from pathlib import Path
@@ -134,13 +133,6 @@ def fit_picture(
     if (min(factors) if fit == "pad" else max(factors)) > 1:
         notes.append(f"enlarged from {image.width}x{image.height} to {width}x{height}")
     return fitted, notes
-
-
-def digest_picture(image: Image.Image) -> str:
-    """Return the SHA-256 of a picture's size and pixels."""
-    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}".encode())
-    digest.update(image.tobytes())
-    return digest.hexdigest()
 
 
 def _load(source: str | Path | Image.Image) -> Image.Image:

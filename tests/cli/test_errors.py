@@ -280,7 +280,7 @@ def test_a_device_that_is_not_there(
 def test_interrupted_while_it_loads(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
-    def load_model(*_: Any) -> Mini:
+    def load_model(*_: Any, **__: Any) -> Mini:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(library, "load_model", load_model)
@@ -323,7 +323,7 @@ def test_without_standard_error_the_exit_code_tells(tmp_path: Path) -> None:
 
 
 def test_unexpected_errors_are_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_model(*_: Any) -> Mini:
+    def load_model(*_: Any, **__: Any) -> Mini:
         raise RuntimeError("several\n  lines\nof it")
 
     monkeypatch.setattr(library, "load_model", load_model)
@@ -396,7 +396,7 @@ def test_an_error_in_a_layer_is_told_in_its_own_words(
         (RuntimeError("odd"), "RuntimeError: odd (STYLE_ALIGNED_DEBUG=1 shows where)"),
     ):
 
-        def load_model(*_: Any, error: Exception = error) -> Mini:
+        def load_model(*_: Any, error: Exception = error, **__: Any) -> Mini:
             raise raise_in_a_layer(fail_with(error))
 
         monkeypatch.setattr(library, "load_model", load_model)

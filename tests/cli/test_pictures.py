@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from style_aligned.cli.picture import Like
+from style_aligned.files import digest_picture
 from style_aligned.options import PRESETS
 from style_aligned.sets.image_set import read_image_set
-from style_aligned.styles.picture import digest_picture
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error
 from tests.sets.conftest import pictures

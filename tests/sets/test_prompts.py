@@ -35,7 +35,7 @@ from style_aligned.sets.prompts import Prompt, add_affixes, collect_prompts, rea
         (
             "prompts.jsonl",
             b'{"prompt": "a cat", "sed": 3}\n',
-            "line 1: expected no keys but prompt, seed and name, got 'sed'",
+            "line 1: expected no keys but prompt, seed, name, init, init_strength, init_mask, got 'sed'",
         ),
         ("prompts.jsonl", b'{"prompt": "a cat", "seed": 1.5}\n', "line 1: expected seed to be a whole number"),
         ("prompts.jsonl", b'{"prompt": "a cat", "seed": true}\n', "line 1: expected seed to be a whole number"),
@@ -55,13 +55,21 @@ from style_aligned.sets.prompts import Prompt, add_affixes, collect_prompts, rea
             "expected .*line 1 to be a file's name, .* got 'a/b'",
         ),
         ("prompts.jsonl", b'{"prompt": "a cat", "name": 3}\n', "line 1: expected name to be a text, got 3"),
-        ("prompts.csv", b"a cat\na dog\n", "expected columns prompt, seed and name in line 1, got a cat"),
-        ("prompts.csv", b"prompt,sed\na dog,3\n", "expected columns prompt, seed and name in line 1, got prompt, sed"),
+        (
+            "prompts.csv",
+            b"a cat\na dog\n",
+            "expected columns among prompt, seed, name, init, init_strength, init_mask in line 1, got a cat",
+        ),
+        (
+            "prompts.csv",
+            b"prompt,sed\na dog,3\n",
+            "expected columns among prompt, seed, name, init, init_strength, init_mask in line 1, got prompt, sed",
+        ),
         ("prompts.csv", b"prompt,seed\na cat, black,3\n", "line 2: expected 2 columns, got more: a prompt with commas"),
         ("prompts.csv", b"prompt,seed\na cat,-1\n", "line 2: expected seed to be a whole number from 0 .*, got '-1'"),
         ("prompts.csv", b"prompt,seed\n,3\n", "line 2: expected a prompt, as in .*, got None"),
         ("prompts.csv", b"prompt\n", "expected at least one prompt, got none"),
-        ("prompts.csv", b"", "expected columns prompt, seed and name"),
+        ("prompts.csv", b"", "expected columns among prompt, seed, name, init, init_strength, init_mask"),
     ],
 )
 def test_bad_prompts_files(tmp_path: Path, name: str, content: bytes, pattern: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from style_aligned.styles.picture import digest_picture, fit_picture, open_picture
+from style_aligned.files import digest_picture
+from style_aligned.styles.picture import fit_picture, open_picture
 
 DEFAULT = (256, 256)
 

@@ -1,7 +1,6 @@
 """Several adapters beside StyleAligned, put into a model in the right order and taken out in the right order."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +11,10 @@ from PIL import Image
 from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
 
+from style_aligned.files import digest_picture
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
 from style_aligned.models.model import beside
-from style_aligned.models.presets import use_preset, use_solver
-from style_aligned.styles.picture import digest_picture, open_picture
 
 
 class Extras:
@@ -116,29 +114,3 @@ class Extras:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.eject()
-
-
-def add_extras(model: StableDiffusion_XL | StableDiffusion_1, settings: Mapping[str, Any]) -> None:
-    """Put into a model what a set says goes beside StyleAligned. It stays there.
-
-    Args:
-        model: The model.
-        settings: `loras` with the path and scale of each; `ip_adapter`, `image_encoder` and `image_prompt` with their
-            paths, and `image_prompt_scale`; the name of a `preset` or a `solver`. Each may be missing.
-
-    Raises:
-        CheckpointError: If a file does not fit the model.
-        ValueError: If the picture cannot be read, or the model does not take what is asked for.
-    """
-    given = {name: value for name, value in settings.items() if name not in ("preset", "solver")}
-    given["loras"] = [(path, scale) for path, scale in settings.get("loras", ())]
-    if "image_prompt" in given:
-        given["image_prompt"], notes = open_picture(given["image_prompt"])
-        for note in notes:
-            warnings.warn(note, stacklevel=2)
-    if "preset" in settings:
-        use_preset(model, settings["preset"])
-    if "solver" in settings:
-        use_solver(model, settings["solver"])
-    if given["loras"] or "ip_adapter" in given:
-        Extras(model, **given).inject()

@@ -10,10 +10,10 @@ from refiners.fluxion.adapters.lora import Lora
 from safetensors.torch import save_file
 
 from style_aligned import Style, generate
+from style_aligned.files import digest_picture
 from style_aligned.models.checkpoints import load_model
 from style_aligned.models.extras import Extras, FileLora
 from style_aligned.models.model import describe_model
-from style_aligned.styles.picture import digest_picture
 from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
 from tests.models.extras.test_lora import kohya, random_lora, unet_only
 
