@@ -1,6 +1,7 @@
 """Evaluate styles from pictures: held-out drawings that no training has seen become styles, and sets are drawn in them.
 
-    python -m scripts.evaluate_pictures --data FOLDER --sets 50 --json pictures.json --sheets FOLDER
+    python -m scripts.evaluate_pictures --data FOLDER --sets 50 --json pictures.json --sheets FOLDER \\
+        --overview docs/photo-to-set.jpg
 
 The prompts of the targets name no style. Each way of making the style draws the same prompts from the same noise. The
 classifier tells whether a target is in the picture's style, and whether it shows what its prompt says; the palette
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from scripts.evaluate import lay_out
 from scripts.mini_training.dataset import Drawings
 from style_aligned import Style, generate, load_model
 from style_aligned.evaluation.classifier import load_classifier
@@ -37,6 +39,9 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "noise, fresh at each step": {"method": "noise", "fresh_noise": True},
     "ddim": {"method": "ddim"},
 }
+
+
+SHOWN, SHOWN_METHOD = 30, "noise"
 
 
 @dataclass
@@ -79,6 +84,17 @@ def make_style(model: Model, name: str, picture: Image.Image, prompt: str, seed:
     return Style.from_image(model, picture, prompt, seed=seed, num_inference_steps=steps, **arguments)
 
 
+def draw_overview(rows: list[list[Image.Image]], side: int = 96) -> Image.Image:
+    """Lay out sets in two columns, each with its picture first."""
+    strips = [lay_out(images, side) for images in rows]
+    gap, (width, height) = side // 4, strips[0].size
+    step = height + gap // 4
+    page = Image.new("RGB", (2 * width + gap, step * ((len(strips) + 1) // 2)), "white")
+    for number, strip in enumerate(strips):
+        page.paste(strip, (number % 2 * (width + gap), number // 2 * step))
+    return page
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.evaluate_pictures", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the prepared drawings")
@@ -89,9 +105,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--bfloat16", action="store_true", help="quicker on processors that have it")
     parser.add_argument("--json", type=Path, help="file for the plain numbers, written after each set")
     parser.add_argument("--sheets", type=Path, help="folder for a contact sheet of each set")
+    parser.add_argument("--overview", type=Path, help=f"file for the first {SHOWN} sets of {SHOWN_METHOD!r}")
     given = parser.parse_args(arguments)
     drawings, model, classifier = Drawings.load(given.data), load_model(), load_classifier()
     scores = {name: Scores() for name in METHODS}
+    shown: list[list[Image.Image]] = []
     for number, (index, concepts) in enumerate(choose(drawings, given.sets, given.targets, given.seed)):
         record = drawings.records[index]
         picture = Image.fromarray(np.array(drawings.images[index]))
@@ -107,6 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
                 samples = list(generate(model, style, prompts, aligned=name != "unaligned"))
             images = [sample.image for sample in samples]
             reference = picture if name != PROMPT else style.image(model)
+            if name == SHOWN_METHOD and len(shown) < SHOWN:
+                shown.append([reference, *images])
             found = classifier.classify(images)
             score.style.append(float(np.mean([found_style == record["style"] for found_style in found.style_names])))
             score.concept.append(float(np.mean([a == b for a, b in zip(found.concept_names, concepts, strict=True)])))
@@ -121,6 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
         if given.json:
             given.json.write_text(json.dumps({name: vars(score) for name, score in scores.items()}, indent=1))
         print(f"{number + 1}/{given.sets} {prompt}", file=sys.stderr, flush=True)
+    if given.overview:
+        draw_overview(shown).save(given.overview, quality=85, optimize=True)
     print(table(scores))
 
 
