@@ -124,8 +124,9 @@ def draw(lines: dict[str, Any]) -> Any:
             (TITLES[1], "concept", ".0%", (0.0, 0.25, 0.5, 0.75, 1.0)),
         )
     ]
-    labels = [(name, "#c2571a" if name == "unaligned" else "#0a7d5a") for name in lines]
-    return draw_panels([Panel("Style and object", "over strength, with and without each control", labels, columns)])
+    shown = {name: name.replace("group norms", "norms").replace(", strength ", ": ") for name in lines}
+    labels = [(shown[name], "#c2571a" if name == "unaligned" else "#0a7d5a") for name in lines]
+    return draw_panels([Panel("Style and object", "the number is the strength", labels, columns)])
 
 
 def _show(interval: dict[str, float], form: str) -> str:
