@@ -86,7 +86,7 @@ class Init:
         levels = noise_levels(solver)
         trajectory = Trajectory(model, own, seed, noise)
         trajectory.latents = noise_to(latents, levels, noise, first).to(noise.dtype)
-        return Start(trajectory, first, latents, noise, levels, kept)
+        return Start(trajectory, latents, noise, levels, kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,6 @@ class Start:
 
     Attributes:
         trajectory: Its latents.
-        first: The first step that is done.
         latents: The latents of the picture. None if there is none.
         noise: The noise that was added to them.
         levels: The noise levels of the solver.
@@ -103,7 +102,6 @@ class Start:
     """
 
     trajectory: Trajectory
-    first: int = 0
     latents: Tensor | None = None
     noise: Tensor | None = None
     levels: NoiseLevels | None = None
@@ -144,12 +142,20 @@ def read_inits(
         _for_each(value, count, name)
         for name, value in (("init", init), ("init_strength", strength), ("init_mask", mask))
     )
-    read: list[Init | None] = []
+    read: dict[Any, Init] = {}  # a picture that many images start from is read, and what is wrong with it said, once
+    found: list[Init | None] = []
     for picture, own, part in zip(inits, strengths, masks, strict=True):
         if picture is None and part is not None:
             raise ValueError(f"expected an init beside init_mask {show(str(part))}, got none")
-        read.append(None if picture is None else Init.read(picture, size, own, part))
-    return read
+        key = (_key(picture), own, _key(part))
+        if picture is not None and key not in read:
+            read[key] = Init.read(picture, size, own, part)
+        found.append(None if picture is None else read[key])
+    return found
+
+
+def _key(picture: Picture | None) -> str | int:
+    return id(picture) if isinstance(picture, Image.Image) else str(picture)
 
 
 def _for_each(value: Any, count: int, name: str) -> list[Any]:
