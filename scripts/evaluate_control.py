@@ -59,6 +59,16 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "no group norms, up, 0.2 on": {"share_group_norm": False, "layers": ("up",), "steps": (0.2, 1.0)},
     "no group norms, 0.2 on": {"share_group_norm": False, "steps": (0.2, 1.0)},
     "no group norms, no AdaIN of queries": {"share_group_norm": False, "adain_queries": False},
+    "no group norms, no AdaIN of queries, up and middle": {
+        "share_group_norm": False, "adain_queries": False, "layers": ("up", "middle"),
+    },
+    "no group norms, no AdaIN of queries, up": {
+        "share_group_norm": False, "adain_queries": False, "layers": ("up",),
+    },
+    "no group norms, no AdaIN of queries, 0.1 on": {
+        "share_group_norm": False, "adain_queries": False, "steps": (0.1, 1.0),
+    },
+    "no group norms, no AdaIN": {"share_group_norm": False, "adain_queries": False, "adain_keys": False},
 }  # fmt: skip
 MEASURES = ("style", "concept", "leakage", "leakage_probability", "palette_distance")
 TITLES = ("of the reference's style", "object recognised", "taken for the reference's object")

@@ -1,0 +1,179 @@
+"""ControlNets and T2I-Adapters as they are published, as Refiners' own adapters."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from refiners.fluxion import layers as fl
+from refiners.foundationals.latent_diffusion import (
+    SD1ControlnetAdapter,
+    SD1T2IAdapter,
+    SDXLT2IAdapter,
+    StableDiffusion_1,
+    StableDiffusion_XL,
+)
+from refiners.foundationals.latent_diffusion.t2i_adapter import ConditionEncoder, ConditionEncoderXL
+from torch import Tensor
+
+from style_aligned.models.checkpoints.architectures import Architecture
+from style_aligned.models.checkpoints.errors import CheckpointError
+from style_aligned.models.checkpoints.files import StoredTensor, read_header
+from style_aligned.models.checkpoints.initialization import NoInitialization
+from style_aligned.models.checkpoints.keys import UNET, unet_modules
+from style_aligned.models.checkpoints.sources import expand_home
+from style_aligned.models.extras.lora import architecture_of, find_layer
+
+ControlAdapter = SD1ControlnetAdapter | SD1T2IAdapter | SDXLT2IAdapter
+
+EXPECTED = "expected a ControlNet of Stable Diffusion 1.5, or a T2I-Adapter"
+CONTROL_MODEL = "control_model."  # what a ControlNet's own files put before all names
+RESIDUALS = 12  # on the way down, of Stable Diffusion 1.5
+HINT_LAYERS = 8  # of the encoder of the control image
+DOWNSCALES = {StableDiffusion_1: 8, StableDiffusion_XL: 16}  # of a T2I-Adapter's first layer
+
+
+def load_control_model(
+    model: StableDiffusion_XL | StableDiffusion_1, path: str | Path, *, scale: float = 1.0, name: str | None = None
+) -> ControlAdapter:
+    """Load a control model for a model: a ControlNet for Stable Diffusion 1.5, or a T2I-Adapter. It is not injected.
+
+    `inject()` it and give it the control image, with values from 0 to 1 and of the size of the images: a ControlNet by
+    `set_controlnet_condition(image)`, a T2I-Adapter by `set_condition_features(compute_condition_features(image))`.
+    `generate` uses it for the reference and for all images.
+
+    Args:
+        model: The model.
+        path: The file, in diffusers' names, or in those of the ControlNet's authors.
+        scale: How strong the control is.
+        name: What tells it from other control models in the same model. None takes the name of the file.
+
+    Returns:
+        Refiners' adapter.
+
+    Raises:
+        CheckpointError: If it is of another kind, or for another model.
+    """
+    file, architecture = expand_home(path), architecture_of(model)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; {EXPECTED}")
+    name = re.sub(r"\W", "_", file.stem) if name is None else name
+    tensors = {tensor.key.removeprefix("adapter."): tensor for tensor in read_header(file)[0]}
+    if any(key.startswith(("controlnet_", f"{CONTROL_MODEL}zero_convs")) for key in tensors):
+        return _load_controlnet(model, file, tensors, architecture, scale, name)
+    if "lora_controlnet" in tensors:
+        raise CheckpointError(f"{file}: a ControlLora, which is not supported; {EXPECTED}")
+    if "body.0.resnets.0.block1.weight" in tensors and "conv_in.weight" in tensors:
+        return _load_t2i_adapter(model, file, tensors, architecture, scale, name)
+    raise CheckpointError(f"{file}: no control model of a known kind; {EXPECTED}")
+
+
+def _load_controlnet(
+    model: StableDiffusion_XL | StableDiffusion_1,
+    file: Path,
+    tensors: Mapping[str, StoredTensor],
+    architecture: Architecture,
+    scale: float,
+    name: str,
+) -> SD1ControlnetAdapter:
+    if not isinstance(model, StableDiffusion_1):
+        raise CheckpointError(
+            f"{file}: a ControlNet, which Refiners has for Stable Diffusion 1.5 alone; expected a T2I-Adapter for SDXL"
+        )
+    is_original = any(key.startswith(CONTROL_MODEL) for key in tensors)
+    modules = {(original if is_original else diffusers): ours for ours, diffusers, original in _modules(architecture)}
+    with NoInitialization():
+        adapter = SD1ControlnetAdapter(model.unet, name=name, scale=scale)
+    _load(adapter.controlnet, file, tensors, modules, f"a ControlNet for {architecture.name}")
+    return adapter
+
+
+def _modules(architecture: Architecture) -> Iterator[tuple[str, str, str]]:
+    """Name the layers of a ControlNet in Refiners, in diffusers and in its authors' files.
+
+    It is a copy of the way down and of the middle of the U-Net, with an encoder of the control image, and a convolution
+    for each residual.
+    """
+    structure = replace(architecture.unet, middle="MiddleBlock")  # which lies deeper in a U-Net
+    for names in unet_modules(structure):
+        refiners = names.refiners.removeprefix(f"{UNET.refiners}.")
+        if refiners.startswith(("TimestepEncoder", "DownBlocks", "MiddleBlock")):
+            diffusers = names.diffusers.removeprefix(f"{UNET.diffusers}.")
+            yield refiners, diffusers, CONTROL_MODEL + names.original.removeprefix(f"{UNET.original}.")
+    encoder = "DownBlocks.Chain_1.Residual.ConditionEncoder"
+    for layer in range(HINT_LAYERS):  # the first alone, then two for each of three halvings, and the last alone
+        block, place = divmod(layer + 1, 2)
+        inner = {0: "Chain_1.Conv2d", HINT_LAYERS - 1: "Conv2d"}.get(layer, f"Chain_{block + 1}.Conv2d_{place + 1}")
+        theirs = {0: "conv_in", HINT_LAYERS - 1: "conv_out"}.get(layer, f"blocks.{layer - 1}")
+        original = f"{CONTROL_MODEL}input_hint_block.{2 * layer}"
+        yield f"{encoder}.{inner}", f"controlnet_cond_embedding.{theirs}", original
+    for n in range(RESIDUALS):
+        ours = f"DownBlocks.Chain_{n + 1}.Passthrough.Conv2d"
+        yield ours, f"controlnet_down_blocks.{n}", f"{CONTROL_MODEL}zero_convs.{n}.0"
+    yield "MiddleBlock.Passthrough.Conv2d", "controlnet_mid_block", f"{CONTROL_MODEL}middle_block_out.0"
+
+
+def _load_t2i_adapter(
+    model: StableDiffusion_XL | StableDiffusion_1,
+    file: Path,
+    tensors: Mapping[str, StoredTensor],
+    architecture: Architecture,
+    scale: float,
+    name: str,
+) -> SD1T2IAdapter | SDXLT2IAdapter:
+    is_xl = isinstance(model, StableDiffusion_XL)
+    downscale = DOWNSCALES[StableDiffusion_XL if is_xl else StableDiffusion_1]
+    first, second, third, fourth = (tensors[f"body.{level}.resnets.0.block1.weight"].shape[0] for level in range(4))
+    channels = (first, second, third, fourth)
+    blocks = len({match[1] for key in tensors if (match := re.match(r"body\.0\.resnets\.(\d+)\.", key))})
+    colors = tensors["conv_in.weight"].shape[1] / downscale**2
+    widths = _block_widths(model)
+    if colors not in (1, 3) or channels != widths:
+        raise CheckpointError(
+            f"{file}: a T2I-Adapter with blocks of {channels} channels; expected {widths}, as of {architecture.name}"
+        )
+    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    kind = ConditionEncoderXL if is_xl else ConditionEncoder
+    with NoInitialization():
+        encoder = kind(int(colors), channels, blocks, downscale, **options)
+    modules = {"conv_in": "Conv2d"}
+    for level, (before, after) in enumerate(zip((channels[0], *channels), channels, strict=False)):
+        block = f"StatefulResidualBlocks_{level + 1}.ResidualBlocks"
+        if before != after:
+            modules[f"body.{level}.in_conv"] = f"{block}.Conv2d"
+        for i in range(blocks):
+            inner = "ResidualBlock" if blocks == 1 else f"ResidualBlock_{i + 1}"
+            for convolution in (1, 2):
+                theirs = f"body.{level}.resnets.{i}.block{convolution}"
+                modules[theirs] = f"{block}.Chain.{inner}.Conv2d_{convolution}"
+    _load(encoder, file, tensors, modules, f"a T2I-Adapter for {architecture.name}")
+    adapter: Any = SDXLT2IAdapter if is_xl else SD1T2IAdapter
+    return adapter(model.unet, name, encoder, scale=scale)
+
+
+def _block_widths(model: StableDiffusion_XL | StableDiffusion_1) -> tuple[int, ...]:
+    """Return the channels of the four places that a T2I-Adapter adds to."""
+    blocks = (2, 5, 8, 8) if isinstance(model, StableDiffusion_XL) else (2, 5, 8, 11)  # the last of SDXL is the middle
+    layers = (find_layer(model.unet, f"DownBlocks.Chain_{n}.ResidualBlock.Chain.Conv2d")[0] for n in blocks)
+    return tuple(layer.weight.shape[0] for layer in layers)
+
+
+def _load(
+    module: fl.Chain, file: Path, tensors: Mapping[str, StoredTensor], modules: Mapping[str, str], what: str
+) -> None:
+    """Read the tensors of a file into a module, by Refiners' names of its layers."""
+    weights: dict[str, Tensor] = {}
+    state = module.state_dict()
+    theirs = {ours: name for name, ours in modules.items()}
+    for key, tensor in tensors.items():
+        name, _, parameter = key.rpartition(".")
+        ours = f"{modules.get(name)}.{parameter}"
+        if ours not in state or tensor.shape != state[ours].shape:
+            expected = f", {tuple(state[ours].shape)} is expected" if ours in state else ""
+            raise CheckpointError(f"{file}: {key!r} of shape {tensor.shape} is no tensor of {what}{expected}")
+        weights[ours] = tensor.read()
+    if missing := next((key for key in state if key not in weights), None):
+        ours, _, parameter = missing.rpartition(".")
+        raise CheckpointError(f"{file}: {f'{theirs[ours]}.{parameter}'!r} is missing; expected {what}")
+    module.load_state_dict(weights)

@@ -1,0 +1,221 @@
+"""ControlNets and T2I-Adapters from files, against diffusers with the same random weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from refiners.fluxion import layers as fl
+from refiners.foundationals.latent_diffusion.stable_diffusion_1 import controlnet as refiners_controlnet
+from safetensors.torch import save_file
+from torch import Tensor
+
+from style_aligned import Style, generate
+from style_aligned.models.checkpoints import CheckpointError, load_model
+from style_aligned.models.denoising import time_ids
+from style_aligned.models.extras import load_control_model
+from style_aligned.models.mini import Mini
+from tests.models.checkpoints.narrow import UNET_1_WIDTHS, narrow as make_narrow
+from tests.models.checkpoints.pipelines import quiet, randomise
+from tests.models.checkpoints.test_parts import error, random
+
+with quiet():
+    from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+    from diffusers.models.adapter import T2IAdapter
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+
+CHANNELS = {"xl": [32, 64, 128, 128], "1": [32, 64, 128, 128]}
+
+
+@pytest.fixture
+def narrow_controlnet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refiners' ControlNet, as narrow as the U-Nets of the tests."""
+
+    class NarrowControlnet(refiners_controlnet.Controlnet):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "device": "meta"})
+            make_narrow(self, UNET_1_WIDTHS)
+            self.to_empty(device="cpu")
+
+    monkeypatch.setattr(refiners_controlnet, "Controlnet", NarrowControlnet)
+
+
+@pytest.fixture
+def controlnet(pipelines: dict[str, Any]) -> Any:
+    with quiet():
+        return randomise(ControlNetModel.from_unet(pipelines["1"].unet), seed=3).eval()
+
+
+def t2i_adapter(kind: str, colors: int = 3) -> Any:
+    with quiet():
+        return randomise(
+            T2IAdapter(
+                in_channels=colors, channels=CHANNELS[kind], num_res_blocks=2,
+                downscale_factor=16 if kind == "xl" else 8,
+                adapter_type="full_adapter_xl" if kind == "xl" else "full_adapter",
+            ),
+            seed=4,
+        ).eval()  # fmt: skip
+
+
+def save(state: dict[str, Tensor], path: Path) -> Path:
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    return path
+
+
+def in_the_names_of_its_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the tensors of a ControlNet of diffusers, by what diffusers' own conversion makes of each name."""
+    numbers = {f"controlnet_down_blocks.{n}": f"zero_convs.{n}.0" for n in range(12)}
+    numbers |= {f"controlnet_cond_embedding.blocks.{n}": f"input_hint_block.{2 * n + 2}" for n in range(6)}
+    numbers |= {
+        "controlnet_cond_embedding.conv_in": "input_hint_block.0", "controlnet_mid_block": "middle_block_out.0",
+        "controlnet_cond_embedding.conv_out": "input_hint_block.14", "conv_in": "input_blocks.0.0",
+        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    }  # fmt: skip
+    inner = {
+        "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
+        "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    renamed: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        layer, _, parameter = key.rpartition(".")
+        if match := re.match(r"down_blocks\.(\d)\.(resnets|attentions)\.(\d)\.(.+)", layer):
+            block = 3 * int(match[1]) + int(match[3]) + 1
+            rest = inner[match[4]] if match[2] == "resnets" else match[4]
+            layer = f"input_blocks.{block}.{int(match[2] == 'attentions')}.{rest}"
+        elif match := re.match(r"down_blocks\.(\d)\.downsamplers\.0\.conv", layer):
+            layer = f"input_blocks.{3 * int(match[1]) + 3}.0.op"
+        elif match := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", layer):
+            place = 1 if match[1] == "attentions" else 2 * int(match[2])
+            layer = f"middle_block.{place}.{inner[match[3]] if match[1] == 'resnets' else match[3]}"
+        else:
+            layer = numbers[layer]
+        renamed[f"control_model.{layer}.{parameter}"] = tensor
+    return renamed
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("spelling", ["diffusers", "original"])
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+@torch.no_grad()
+def test_a_controlnet_is_that_of_diffusers(
+    kind: str, spelling: str, folder: Path, pipeline: Any, controlnet: Any, tmp_path: Path
+) -> None:
+    state = controlnet.state_dict()
+    if spelling == "original":
+        renamed = in_the_names_of_its_authors(state)
+        converted = convert_controlnet_checkpoint(dict(renamed), controlnet.config)
+        assert all(torch.equal(converted[key], tensor) for key, tensor in state.items())
+        state = renamed
+    model: Any = load_model(folder)
+    x, text, picture = random(2, 4, 8, 16), random(2, 77, 32, seed=8), random(2, 3, 64, 128, seed=9).sigmoid()
+    timestep = torch.tensor([481])
+
+    def predict() -> Tensor:
+        model.set_unet_context(timestep=timestep, clip_text_embedding=text)
+        return model.unet(x)
+
+    plain, tree = predict(), repr(model.unet)
+    adapter: Any = load_control_model(model, save(state, tmp_path / "canny.v1.safetensors"), scale=0.7)
+    assert torch.equal(predict(), plain)
+    adapter.inject()
+    adapter.set_controlnet_condition(picture)
+    down, middle = controlnet(
+        x, timestep, encoder_hidden_states=text, controlnet_cond=picture, conditioning_scale=0.7, return_dict=False
+    )
+    expected = pipeline.unet(
+        x, timestep, encoder_hidden_states=text, down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+    ).sample  # fmt: skip
+    assert error(plain, expected) > 0.01
+    assert error(predict(), expected) < 1e-4
+    adapter.eject()
+    assert repr(model.unet) == tree
+    assert torch.equal(predict(), plain)
+
+
+@pytest.mark.parametrize("colors", [1, 3])
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
+@torch.no_grad()
+def test_a_t2i_adapter_is_that_of_diffusers(
+    kind: str, colors: int, folder: Path, pipeline: Any, tmp_path: Path
+) -> None:
+    theirs = t2i_adapter(kind, colors)
+    model = load_model(folder)
+    x, picture = random(2, 4, 8, 16), random(2, colors, 64, 128, seed=9).sigmoid()
+    text = random(2, 77, pipeline.unet.config.cross_attention_dim, seed=8)
+    context: dict[str, Tensor] = {}
+    added: dict[str, Any] = {}
+    if kind == "xl":
+        context = {"pooled_text_embedding": random(2, 64, seed=10), "time_ids": time_ids((64, 128))}
+        added = {"text_embeds": context["pooled_text_embedding"], "time_ids": context["time_ids"].float()}
+    timestep = torch.tensor([481])
+
+    def predict() -> Tensor:
+        model.set_unet_context(timestep=timestep, clip_text_embedding=text, **context)
+        return model.unet(x)
+
+    plain, tree = predict(), repr(model.unet)
+    adapter: Any = load_control_model(model, save(theirs.state_dict(), tmp_path / "sketch.safetensors"), scale=0.7)
+    adapter.inject()
+    adapter.set_condition_features(adapter.compute_condition_features(picture))
+    features = [0.7 * feature for feature in theirs(picture)]
+    expected = pipeline.unet(
+        x, timestep, encoder_hidden_states=text, added_cond_kwargs=added, down_intrablock_additional_residuals=features
+    ).sample
+    assert error(plain, expected) > 0.01
+    assert error(predict(), expected) < 1e-4
+    adapter.eject()
+    assert repr(model.unet) == tree
+    assert torch.equal(predict(), plain)
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+def test_a_set_is_drawn_with_a_control_model(kind: str, folder: Path, controlnet: Any, tmp_path: Path) -> None:
+    """In micro-batches and in one, and the control model's own attentions are left alone."""
+    model = load_model(folder)
+    path = save(controlnet.state_dict(), tmp_path / "canny.safetensors")
+    prompts = ["a cat, ink", "a dog, ink"]
+
+    def draw(batch_size: int, aligned: bool = True) -> Tensor:
+        fresh = Style.from_prompt(model, "a fox, ink", num_inference_steps=2, size=(64, 64))
+        samples = generate(model, fresh, prompts, batch_size=batch_size, aligned=aligned)
+        return torch.cat([sample.latents for sample in samples])
+
+    plain = draw(2)
+    adapter: Any = load_control_model(model, path).inject()
+    attentions = list(adapter.controlnet.layers(fl.ScaledDotProductAttention))
+    adapter.set_controlnet_condition(random(1, 3, 64, 64, seed=9).sigmoid())
+    together = draw(2)
+    assert error(draw(1), together) < 1e-5
+    assert error(together, plain) > 1e-3
+    assert error(draw(2, aligned=False), together) > 1e-3
+    assert list(adapter.controlnet.layers(fl.ScaledDotProductAttention)) == attentions
+    adapter.eject()
+    assert torch.equal(draw(2), plain)
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_what_does_not_fit(folders: dict[str, Path], controlnet: Any, random_mini: Mini, tmp_path: Path) -> None:
+    xl, one = load_model(folders["xl"]), load_model(folders["1"])
+    state = {key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}
+
+    def refused(model: Any, state: dict[str, Tensor], message: str) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            load_control_model(model, save(state, tmp_path / "x.safetensors"))
+
+    refused(one, {"x": torch.zeros(1)}, "no control model of a known kind; expected a ControlNet of Stable Diffusion")
+    refused(xl, state, r"Refiners has for Stable Diffusion 1\.5 alone; expected a T2I-Adapter for SDXL")
+    refused(one, {"lora_controlnet": torch.zeros(0)}, "a ControlLora, which is not supported")
+    key = "controlnet_mid_block.weight"
+    refused(one, {name: tensor for name, tensor in state.items() if name != key}, f"{key!r} is missing")
+    wide = {**state, key: torch.zeros(64, 64, 1, 1)}
+    refused(one, wide, rf"{key!r} of shape \(64, 64, 1, 1\) is no tensor of .*, \(128, 128, 1, 1\) is expected")
+    refused(one, {**state, "down_blocks.9.x": torch.zeros(1)}, r"'down_blocks\.9\.x' of shape \(1,\) is no tensor of")
+    refused(one, t2i_adapter("xl").state_dict(), r"a T2I-Adapter with .* channels; expected .* Stable Diffusion 1\.5")
+    with pytest.raises(CheckpointError, match="no such file; expected a ControlNet"):
+        load_control_model(one, tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match="the embedded model takes no LoRA, image prompt or control model"):
+        load_control_model(random_mini, tmp_path / "x.safetensors")
