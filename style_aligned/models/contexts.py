@@ -18,6 +18,14 @@ ROWS = (
 """What Refiners' adapters keep in contexts with a row for each image: how the names of context and key start, what it
 is, and whether a single row serves any number of images as it is."""
 
+COMPLETE = "has_a_row_for_each_image"  # two rows alone could also be those of the halves
+
+
+def complete_rows(value: Tensor) -> Tensor:
+    """Mark what has a row for each image of the batch already, in both halves."""
+    setattr(value, COMPLETE, True)
+    return value
+
 
 @contextmanager
 def repeat_rows(unet: fl.Chain, *, halves: int, images: int) -> Generator[None, None, None]:
@@ -67,7 +75,7 @@ def _repeat(value: Any, what: str, halves: int, images: int) -> Any:
         tensors = cast(Sequence[Any], value)
         repeated = tuple(_repeat(tensor, what, halves, images) for tensor in tensors)
         return value if all(map(is_, repeated, tensors)) else repeated  # pyright: ignore[reportUnknownVariableType]
-    if not isinstance(value, Tensor) or (len(value), images) == (halves, 1):
+    if not isinstance(value, Tensor) or (len(value), images) == (halves, 1) or hasattr(value, COMPLETE):
         return value
     match len(value), halves:
         case 1, _:

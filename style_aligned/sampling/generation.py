@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import INIT_STRENGTH, SETTINGS, check_seed
+from style_aligned.sampling.control import Control, read_control
 from style_aligned.sampling.init import Init, Picture, Start, read_inits
 from style_aligned.sampling.progress import show_progress
 from style_aligned.sampling.samples import Sample, Samples
@@ -50,6 +51,7 @@ def generate(
     init: Picture | Sequence[Picture | None] | None = None,
     init_strength: float | int | Sequence[float | int] = INIT_STRENGTH,
     init_mask: Picture | Sequence[Picture | None] | None = None,
+    control: Picture | Sequence[Picture] | None = None,
     aligned: bool = True,
     batch_size: int = 4,
     chunk_size: int = 32,
@@ -79,6 +81,9 @@ def generate(
             of another size is cropped to its middle, and that is said.
         init_strength: How much of the way from the picture is done, above 0 and up to 1, for all images or for each.
         init_mask: What is drawn anew, white there, for all images or for each; the rest is kept. None means all of it.
+        control: A picture that images follow by the control model that
+            [`Extras`][style_aligned.models.extras.Extras] has put beside the model, or one for each. The reference is
+            drawn without it. A picture of another size is cropped to its middle, and that is said.
         aligned: Whether the images follow the reference. Without it, they are what the model draws with the same noise
             and settings, to compare with.
         batch_size: The number of images that go through the U-Net at a time. It is halved, with a warning, if there is
@@ -128,6 +133,7 @@ def generate(
         noise=None if noise is None else check_noise(noise, size, len(prompts)),
         size=size,
         inits=read_inits(init, init_strength, init_mask, count=len(prompts), size=size),
+        control=read_control(model, control, count=len(prompts), size=size),
         aligned=aligned,
         batch_size=batch_size,
         bank_device=None if bank_device is None else find_device(bank_device, "bank_device"),
@@ -155,6 +161,7 @@ class _Run:
     noise: Tensor | None
     size: tuple[int, int]
     inits: list[Init | None]
+    control: Control | None
     aligned: bool
     batch_size: int
     bank_device: Device | None
@@ -172,6 +179,7 @@ class _Run:
                 image = decode_image(self.model.lda, latents, f"the image of {show(self.prompts[index])}")
             init = self.inits[index]
             own = settings if init is None else {**settings, "init": init.describe()}
+            own = own if self.control is None else {**own, "control": self.control.describe(index)}
             yield Sample(self.prompts[index], self.seeds[index], latents, image, own)
             del image, latents
 
@@ -186,6 +194,7 @@ class _Run:
         with (
             exclusive_use(model),
             show_progress(self.progress, total, chunk, len(self.prompts), self.on_step) as on_step,
+            nullcontext() if self.control is None else self.control.of_chunk(),
         ):
             solver = make_solver(model, steps)
             starts = [self.start(index, solver) for index in chunk]
@@ -234,13 +243,14 @@ class _Run:
             batch = active[done : done + self.batch_size]
             count = len(batch)
             try:
-                after = take_step(
-                    self.model,
-                    [trajectories[index] for index in batch],
-                    step,
-                    texts=[texts[index] for index in batch],
-                    condition_scale=self.style.condition_scale,
-                )
+                with self.follow([chunk[index] for index in batch], texts):
+                    after = take_step(
+                        self.model,
+                        [trajectories[index] for index in batch],
+                        step,
+                        texts=[texts[index] for index in batch],
+                        condition_scale=self.style.condition_scale,
+                    )
                 for index, trajectory in zip(batch, after, strict=True):
                     trajectories[index] = starts[index].keep(trajectory, step)
             except Exception as error:
@@ -255,6 +265,10 @@ class _Run:
                 if self.on_latents is not None:
                     latents = [trajectories[index].latents for index in batch]
                     self.on_latents([chunk[index] for index in batch], latents)
+
+    def follow(self, images: Sequence[int], texts: Sequence[TextEmbedding]) -> AbstractContextManager[None]:
+        """Have images follow their control pictures for a pass, if they have any."""
+        return nullcontext() if self.control is None else self.control.on(images, halves=texts[0].rows)
 
     def start(self, index: int, solver: Solver) -> Start:
         """Return where an image starts."""

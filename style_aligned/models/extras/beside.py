@@ -12,13 +12,14 @@ from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
 
 from style_aligned.files import digest_picture
+from style_aligned.models.extras.control import ControlModel, use_control
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
 from style_aligned.models.model import beside
 
 
 class Extras:
-    """LoRAs and an image prompt in a model, from files.
+    """LoRAs, an image prompt and a control model beside a model, from files.
 
     Everything is read and checked first; then LoRAs go in before the image prompt, whose attentions they would not find
     otherwise. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out they go the other way round.
@@ -26,6 +27,7 @@ class Extras:
     Attributes:
         loras: The LoRAs.
         ip_adapter: The image prompt's adapter, if there is one.
+        control: The control model, if there is one.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class Extras:
         image_encoder: CLIPImageEncoder | str | Path | None = None,
         image_prompt: Image.Image | None = None,
         image_prompt_scale: float = 1.0,
+        control: str | Path | None = None,
+        control_scale: float = 1.0,
     ) -> None:
         """Initialize the Extras.
 
@@ -47,6 +51,8 @@ class Extras:
             image_encoder: The image encoder that it was trained with, or where that lies.
             image_prompt: The image prompt.
             image_prompt_scale: How strong it is.
+            control: The file of a control model, for which `generate` takes a picture for each image.
+            control_scale: How strong the control is.
 
         Raises:
             CheckpointError: If a file does not fit the model.
@@ -66,6 +72,7 @@ class Extras:
             assert ip_adapter is not None
             assert image_encoder is not None
             self.ip_adapter = load_ip_adapter(model, ip_adapter, image_encoder=image_encoder, scale=image_prompt_scale)
+        self.control = None if control is None else ControlModel(model, control, scale=control_scale)
         self._stack: ExitStack | None = None
 
     def inject(self) -> "Extras":
@@ -87,6 +94,8 @@ class Extras:
                 stack.callback(self.ip_adapter.eject)
                 stack.enter_context(beside(self._model, self._describe_image_prompt))
                 self.ip_adapter.set_clip_image_embedding(embedding)
+            if self.control is not None:
+                stack.enter_context(use_control(self._model, self.control))
             self._stack = stack.pop_all()
         return self
 

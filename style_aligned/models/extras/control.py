@@ -1,12 +1,18 @@
 """ControlNets and T2I-Adapters as they are published, as Refiners' own adapters."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
+from jaxtyping import Float
+from PIL import Image
 from refiners.fluxion import layers as fl
+from refiners.fluxion.utils import image_to_tensor
 from refiners.foundationals.latent_diffusion import (
     SD1ControlnetAdapter,
     SD1T2IAdapter,
@@ -23,7 +29,9 @@ from style_aligned.models.checkpoints.files import StoredTensor, read_header
 from style_aligned.models.checkpoints.initialization import NoInitialization
 from style_aligned.models.checkpoints.keys import UNET, unet_modules
 from style_aligned.models.checkpoints.sources import expand_home
+from style_aligned.models.contexts import complete_rows
 from style_aligned.models.extras.lora import architecture_of, find_layer
+from style_aligned.models.model import Model
 
 ControlAdapter = SD1ControlnetAdapter | SD1T2IAdapter | SDXLT2IAdapter
 
@@ -31,11 +39,12 @@ EXPECTED = "expected a ControlNet of Stable Diffusion 1.5, or a T2I-Adapter"
 CONTROL_MODEL = "control_model."  # what a ControlNet's own files put before all names
 RESIDUALS = 12  # on the way down, of Stable Diffusion 1.5
 HINT_LAYERS = 8  # of the encoder of the control image
+_CONTROL: "WeakKeyDictionary[Model, ControlModel]" = WeakKeyDictionary()
 DOWNSCALES = {StableDiffusion_1: 8, StableDiffusion_XL: 16}  # of a T2I-Adapter's first layer
 
 
 def load_control_model(
-    model: StableDiffusion_XL | StableDiffusion_1, path: str | Path, *, scale: float = 1.0, name: str | None = None
+    model: Model, path: str | Path, *, scale: float = 1.0, name: str | None = None
 ) -> ControlAdapter:
     """Load a control model for a model: a ControlNet for Stable Diffusion 1.5, or a T2I-Adapter. It is not injected.
 
@@ -54,6 +63,7 @@ def load_control_model(
 
     Raises:
         CheckpointError: If it is of another kind, or for another model.
+        ValueError: For the embedded model, for which there are none.
     """
     file, architecture = expand_home(path), architecture_of(model)
     if not file.is_file():
@@ -69,8 +79,84 @@ def load_control_model(
     raise CheckpointError(f"{file}: no control model of a known kind; {EXPECTED}")
 
 
+class ControlModel:
+    """A control model from a file, with a picture for each image.
+
+    It is in the U-Net for passes of images with pictures alone: the reference is drawn without it.
+    """
+
+    def __init__(self, model: Model, path: str | Path, *, scale: float = 1.0) -> None:
+        """Load the control model.
+
+        Args:
+            model: The model.
+            path: The file.
+            scale: How strong the control is.
+
+        Raises:
+            CheckpointError: If it is no control model, or does not fit the model.
+        """
+        self._adapter: Any = load_control_model(model, path, scale=scale)
+        self._options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+        self._described = {"file": Path(path).name, "scale": scale}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what has to be known of it to draw the same again."""
+        return dict(self._described)
+
+    def condition(self, picture: Image.Image) -> tuple[Float[Tensor, "1 channels height width"], ...]:
+        """Return what the U-Net takes of a picture.
+
+        Args:
+            picture: The picture, of the size of the image.
+        """
+        if isinstance(self._adapter, SD1ControlnetAdapter):
+            return (image_to_tensor(picture.convert("RGB"), **self._options),)
+        encoder: ConditionEncoder = self._adapter.condition_encoder
+        colors = (
+            encoder.layer("Conv2d", fl.Conv2d).weight.shape[1]
+            // encoder.layer(0, fl.PixelUnshuffle).downscale_factor ** 2
+        )
+        tensor = image_to_tensor(picture.convert("RGB" if colors == 3 else "L"), **self._options)
+        return tuple(self._adapter.compute_condition_features(tensor))
+
+    @contextmanager
+    def on(self, conditions: Sequence[tuple[Tensor, ...]], *, halves: int) -> Generator[None]:
+        """Have the images of a batch follow their pictures.
+
+        Args:
+            conditions: What `condition` returns for each image.
+            halves: The number of guidance halves.
+        """
+        rows = tuple(complete_rows(torch.cat(parts * halves)) for parts in zip(*conditions, strict=True))
+        self._adapter.inject()
+        try:
+            if isinstance(self._adapter, SD1ControlnetAdapter):
+                self._adapter.set_controlnet_condition(rows[0])
+            else:
+                self._adapter.set_condition_features(rows)
+            yield
+        finally:
+            self._adapter.eject()
+
+
+def control_of(model: Model) -> ControlModel | None:
+    """Return the control model that `Extras` has put beside a model."""
+    return _CONTROL.get(model)
+
+
+@contextmanager
+def use_control(model: Model, control: ControlModel) -> Generator[None]:
+    """Have a control model beside a model, for as long as the context lasts."""
+    _CONTROL[model] = control
+    try:
+        yield
+    finally:
+        del _CONTROL[model]
+
+
 def _load_controlnet(
-    model: StableDiffusion_XL | StableDiffusion_1,
+    model: Model,
     file: Path,
     tensors: Mapping[str, StoredTensor],
     architecture: Architecture,
@@ -115,7 +201,7 @@ def _modules(architecture: Architecture) -> Iterator[tuple[str, str, str]]:
 
 
 def _load_t2i_adapter(
-    model: StableDiffusion_XL | StableDiffusion_1,
+    model: Model,
     file: Path,
     tensors: Mapping[str, StoredTensor],
     architecture: Architecture,
@@ -152,7 +238,7 @@ def _load_t2i_adapter(
     return adapter(model.unet, name, encoder, scale=scale)
 
 
-def _block_widths(model: StableDiffusion_XL | StableDiffusion_1) -> tuple[int, ...]:
+def _block_widths(model: Model) -> tuple[int, ...]:
     """Return the channels of the four places that a T2I-Adapter adds to."""
     blocks = (2, 5, 8, 8) if isinstance(model, StableDiffusion_XL) else (2, 5, 8, 11)  # the last of SDXL is the middle
     layers = (find_layer(model.unet, f"DownBlocks.Chain_{n}.ResidualBlock.Chain.Conv2d")[0] for n in blocks)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import controlnet as refiners_controlnet
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from torch import Tensor
 from style_aligned import Style, generate
 from style_aligned.models.checkpoints import CheckpointError, load_model
 from style_aligned.models.denoising import time_ids
-from style_aligned.models.extras import load_control_model
+from style_aligned.models.extras import Extras, load_control_model
 from style_aligned.models.mini import Mini
 from tests.models.checkpoints.narrow import UNET_1_WIDTHS, narrow as make_narrow
 from tests.models.checkpoints.pipelines import quiet, randomise
@@ -195,6 +196,54 @@ def test_a_set_is_drawn_with_a_control_model(kind: str, folder: Path, controlnet
     assert list(adapter.controlnet.layers(fl.ScaledDotProductAttention)) == attentions
     adapter.eject()
     assert torch.equal(draw(2), plain)
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("guidance", [2.0, 0.0])
+@pytest.mark.parametrize("what", ["controlnet", "t2i"])
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+def test_each_image_follows_a_picture_of_its_own(
+    kind: str, what: str, guidance: float, folder: Path, controlnet: Any, tmp_path: Path
+) -> None:
+    """Each image equals one that is drawn alone, and the reference is as without a control model."""
+    model = load_model(folder)
+    state = (controlnet if what == "controlnet" else t2i_adapter(kind)).state_dict()
+    path = save(state, tmp_path / "canny.safetensors")
+    prompts = ["a cat, ink", "a dog, ink"]
+    pictures = [Image.effect_noise((64, 64), sigma) for sigma in (20, 200)]
+
+    def draw(prompts: list[str], **arguments: Any) -> tuple[Tensor, Style, list[Any]]:
+        style = Style.from_prompt(
+            model, "a fox, ink", num_inference_steps=2, size=(64, 64), condition_scale=guidance,
+            options={"share_group_norm": True},
+        )  # fmt: skip
+        samples = list(generate(model, style, prompts, **arguments))
+        return torch.cat([sample.latents for sample in samples]), style, samples
+
+    plain, reference, _ = draw(prompts)
+    tree = repr(model.unet)
+    with Extras(model, control=path, control_scale=0.7):
+        together, style, samples = draw(prompts, control=pictures)
+        assert torch.equal(style.latents, reference.latents)
+        assert error(draw(prompts, control=pictures, batch_size=1)[0], together) < 1e-5
+        for index in range(2):
+            alone = draw(prompts[index:][:1], control=pictures[index], seeds=[index + 1])[0]
+            assert error(alone, together[index:][:1]) < 1e-5
+        assert error(draw(prompts, control=pictures[::-1])[0], together) > 1e-3
+        assert error(plain, together) > 1e-3
+        described = [sample.settings["control"] for sample in samples]
+        assert [(own["file"], own["scale"]) for own in described] == [("canny.safetensors", 0.7)] * 2
+        assert described[0]["picture"] != described[1]["picture"]
+        with pytest.raises(ValueError, match="expected a picture for each image by control, as there is a control"):
+            draw(prompts)
+        with pytest.raises(ValueError, match="expected one control, or one for each of 2 prompts, got 3"):
+            draw(prompts, control=[*pictures, pictures[0]])
+        with pytest.warns(UserWarning, match=r"the control picture: cropped to its middle \(50% of it\)"):
+            draw(prompts, control=Image.effect_noise((128, 64), 20))
+    assert repr(model.unet) == tree
+    assert torch.equal(draw(prompts)[0], plain)
+    with pytest.raises(ValueError, match=r"expected a control model for control: Extras\(model, control=FILE\)"):
+        draw(prompts, control=pictures)
 
 
 @pytest.mark.usefixtures("narrow_controlnet")
