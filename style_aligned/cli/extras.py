@@ -1,4 +1,4 @@
-"""Options for what goes beside StyleAligned: LoRAs, an image prompt, another solver, and presets for few steps."""
+"""Options for what goes beside StyleAligned: LoRAs, image prompts, control models, solvers, presets for few steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,6 +55,13 @@ class ExtraOptions:
             metavar="FOLDER", help="The image encoder that the IP-Adapter was trained with: a folder or file."
         ),
     ] = None
+    control: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE[:SCALE]",
+            help="A ControlNet (Stable Diffusion 1.5) or T2I-Adapter, for --control-image. The reference does without.",
+        ),
+    ] = None
     preset: Annotated[
         PresetName | None,
         typer.Option(
@@ -79,7 +86,9 @@ class ExtraOptions:
             raise ValueError(f"expected {missing[0]} beside {given[0]}: an image prompt takes {', '.join(needed)}")
         if self.image_prompt_scale is not None and not given:
             raise ValueError("expected no --image-prompt-scale without --image-prompt")
-        files |= {f"--lora {text}": parse_lora(text)[0] for text in self.lora or ()}
+        files |= {f"--lora {text}": parse_scaled(text, "--lora")[0] for text in self.lora or ()}
+        if self.control is not None:
+            files[f"--control {self.control}"] = parse_scaled(self.control, "--control")[0]
         for name, value in files.items():
             if value is not None and not Path(value).expanduser().exists():
                 raise ValueError(f"{name}: expected a file, got {value!r}, which is not there")
@@ -98,18 +107,23 @@ class ExtraOptions:
                 "image_encoder": from_anywhere(self.image_encoder or ""),
                 "image_prompt_scale": 1.0 if self.image_prompt_scale is None else self.image_prompt_scale,
             }
-        loras = [(from_anywhere(path), scale) for path, scale in map(parse_lora, self.lora or ())]
+        loras = [_from_anywhere(text, "--lora") for text in self.lora or ()]
         given: dict[str, Any] = {
-            **({"loras": [list(lora) for lora in loras]} if loras else {}),
+            **({"loras": loras} if loras else {}),
             **image_prompt,
+            **({"control": _from_anywhere(self.control, "--control")} if self.control else {}),
             **({"preset": self.preset.value} if self.preset else {}),
             **({"solver": self.solver.value} if self.solver else {}),
         }
         return next((dict(settings) for settings in (given, *known) if settings), given)
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """Read a LoRA and its scale, such as `pixel.safetensors:0.8`.
+def parse_scaled(text: str, option: str) -> tuple[str, float]:
+    """Read a file and its scale, such as `pixel.safetensors:0.8`.
+
+    Args:
+        text: The text.
+        option: The option that it is given by.
 
     Raises:
         ValueError: If the scale is no number.
@@ -120,6 +134,11 @@ def parse_lora(text: str) -> tuple[str, float]:
     try:
         number = float(scale)
     except ValueError:
-        raise ValueError(f"--lora {text}: expected a number as the scale behind the colon, got {scale!r}") from None
-    inputs.check_number("the scale of --lora", number, minimum=-100, maximum=100)
+        raise ValueError(f"{option} {text}: expected a number as the scale behind the colon, got {scale!r}") from None
+    inputs.check_number(f"the scale of {option}", number, minimum=-100, maximum=100)
     return path, number
+
+
+def _from_anywhere(text: str, option: str) -> list[Any]:
+    path, scale = parse_scaled(text, option)
+    return [from_anywhere(path), scale]

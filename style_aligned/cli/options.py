@@ -247,7 +247,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class InitOptions:
-    """A picture that images start from."""
+    """A picture that images start from, or that they follow."""
 
     init: Annotated[
         str | None, typer.Option(metavar="PICTURE", help="Start the images from this picture, not from noise alone.")
@@ -259,10 +259,14 @@ class InitOptions:
     init_mask: Annotated[
         str | None, typer.Option(metavar="PICTURE", help="Draw only what is white here anew, and keep the rest.")
     ] = None
+    control_image: Annotated[
+        str | None, typer.Option(metavar="PICTURE", help="Have the images follow this picture, by --control.")
+    ] = None
 
     def check(self) -> None:
         """Check the number, and that pictures are there."""
-        for name, path in (("--init", self.init), ("--init-mask", self.init_mask)):
+        pictures = {"--init": self.init, "--init-mask": self.init_mask, "--control-image": self.control_image}
+        for name, path in pictures.items():
             if path is not None and not Path(path).expanduser().is_file():
                 raise ValueError(f"expected {name} to be a picture, got {path!r}, which is not there")
         if self.init_strength is not None and not 0 < self.init_strength <= 1:
@@ -277,6 +281,7 @@ class InitOptions:
             "init": self.init and from_anywhere(self.init),
             "init_strength": self.init_strength,
             "init_mask": self.init_mask and from_anywhere(self.init_mask),
+            "control": self.control_image and from_anywhere(self.control_image),
         }
         return {name: value for name, value in paths.items() if value is not None}
 

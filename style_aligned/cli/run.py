@@ -42,6 +42,7 @@ from style_aligned.sets.backend import Backend
 from style_aligned.sets.create import check_same, new_set
 from style_aligned.sets.explore import explore as explore_in
 from style_aligned.sets.image_set import ImageSet, open_set, read_image_set
+from style_aligned.sets.inputs import check_control
 from style_aligned.sets.names import find_images
 from style_aligned.sets.needs import check_needs
 from style_aligned.sets.prompts import collect_prompts
@@ -96,6 +97,7 @@ def generate(
     for job in jobs:
         prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
+        check_control(extras, {prompt.text: prompt.inputs or init.given for prompt in job.prompts})
         job.style = load_style(job.source, given)
     for picture in filter(None, pictures):
         open_picture(picture)  # what is wrong with it is said before a model is loaded
@@ -139,6 +141,7 @@ def add(
     affixes = {name: getattr(state, name) if value is None else value for name, value in given.items()}
     prompts = collect_prompts(texts, prompt_options.prompts or (), **affixes)
     extras = extra_options.resolve(state.extras)
+    check_control(extras, {prompt.text: prompt.inputs or init.given for prompt in prompts})
     with (
         _busy_set(folder) as image_set,
         workers.load(name := _name_of(image_set, model), model, draw, extras) as (loaded, backend),

@@ -93,12 +93,21 @@ def read_control(
             raise ValueError(f"expected a picture for each image by control, got none at index {index}")
         key = id(picture) if isinstance(picture, Image.Image) else str(picture)
         if key not in read:
-            read[key] = _read(picture, size)
+            read[key] = fit_control(picture, size)
         pictures.append(read[key])
     return Control(control_model, pictures)
 
 
-def _read(picture: Picture, size: tuple[int, int]) -> Image.Image:
+def fit_control(picture: Picture, size: tuple[int, int]) -> Image.Image:
+    """Read a control picture, and crop it to the size of its image, which is said in a warning.
+
+    Args:
+        picture: The picture, or its path.
+        size: The height and width of the image, in pixels.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
     opened, notes = open_picture(picture)
     fitted, more = fit_picture(opened, size, size, "crop")
     if notes or more:

@@ -1,4 +1,4 @@
-"""What goes beside StyleAligned in a set: LoRAs, an image prompt, another solver."""
+"""What goes beside StyleAligned in a set: LoRAs, an image prompt, a control model, another solver."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
     Args:
         model: The model.
         settings: `loras` with the path and scale of each; `ip_adapter`, `image_encoder` and `image_prompt` with their
-            paths, and `image_prompt_scale`; the name of a `preset` or a `solver`. Each may be missing.
+            paths, and `image_prompt_scale`; `control` with the path and scale of a control model; the name of a
+            `preset` or a `solver`. Each may be missing.
 
     Raises:
         CheckpointError: If a file does not fit the model.
@@ -32,5 +33,7 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
         use_preset(model, settings["preset"])
     if "solver" in settings:
         use_solver(model, settings["solver"])
-    if given["loras"] or "ip_adapter" in given:
+    if "control" in given:
+        given["control"], given["control_scale"] = given["control"]
+    if given["loras"] or "ip_adapter" in given or "control" in given:
         Extras(model, **given).inject()

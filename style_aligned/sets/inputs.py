@@ -1,7 +1,6 @@
-"""What goes into an image of a set beside its prompt and its seed: a picture that it starts from.
+"""What goes into an image of a set beside its prompt and its seed: a picture that it starts from, or that it follows.
 
-A record has the path of the picture, how much of the way from it is done, and the path of a mask. The image's own
-settings have the digests of both instead.
+A record has the paths of pictures. The image's own settings have their digests instead.
 """
 
 import warnings
@@ -9,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from style_aligned.files import digest_picture
 from style_aligned.options import INIT_STRENGTH, check_init_strength
 from style_aligned.sets.records import SetError
 
-PICTURES = ("init", "init_mask")
-FIELDS = ("init", "init_strength", "init_mask")
+PICTURES = ("init", "init_mask", "control")
+FIELDS = ("init", "init_strength", "init_mask", "control")
 
 
 def check_inputs(inputs: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def check_inputs(inputs: Mapping[str, Any], folder: Path = Path()) -> dict[str, 
     """
     given = {name: value for name, value in inputs.items() if value is not None}
     for name, value in given.items():
-        if "init" not in given:
+        if name != "control" and "init" not in given:
             raise ValueError(f"expected an init beside {name}, got none")
         if name == "init_strength":
             check_init_strength(value)
@@ -49,8 +49,8 @@ def generate_arguments(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {}
     for path in (own[name] for own in inputs for name in PICTURES if name in own):
         if not Path(path).is_file():
-            raise SetError(f"expected the picture {path}, from which an image starts, but it is gone")
-    given = {name: [own.get(name) for own in inputs] for name in PICTURES}
+            raise SetError(f"expected the picture {path}, which an image is made from, but it is gone")
+    given = {name: [own.get(name) for own in inputs] for name in PICTURES if any(name in own for own in inputs)}
     return {**given, "init_strength": [own.get("init_strength", INIT_STRENGTH) for own in inputs]}
 
 
@@ -61,11 +61,33 @@ def describe_inputs(inputs: Mapping[str, Any], size: tuple[int, int]) -> dict[st
         inputs: The inputs, as its record has them.
         size: The height and width of the image, in pixels.
     """
-    if "init" not in inputs:
-        return {}
-    from style_aligned.sampling.init import Init  # it takes seconds to import
-
+    described: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it was said before
-        init = Init.read(inputs["init"], size, inputs.get("init_strength", INIT_STRENGTH), inputs.get("init_mask"))
-    return {"init": init.describe()}
+        if "init" in inputs:
+            from style_aligned.sampling.init import Init  # it takes seconds to import
+
+            strength = inputs.get("init_strength", INIT_STRENGTH)
+            described["init"] = Init.read(inputs["init"], size, strength, inputs.get("init_mask")).describe()
+        if "control" in inputs:
+            from style_aligned.sampling.control import fit_control
+
+            described["control"] = {"picture": digest_picture(fit_control(inputs["control"], size))}
+    return described
+
+
+def check_control(extras: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that there is a control picture for each image, if the set has a control model.
+
+    Args:
+        extras: What goes beside StyleAligned in the set.
+        inputs: What goes into each image, by its prompt.
+
+    Raises:
+        SetError: If one has none, or there is no control model.
+    """
+    for prompt, own in inputs.items():
+        if "control" in extras and "control" not in own:
+            raise SetError(f"expected a control picture for {prompt!r}: give --control-image, or control in --prompts")
+        if "control" in own and "control" not in extras:
+            raise SetError(f"expected --control beside the control picture of {prompt!r}")

@@ -98,10 +98,10 @@ def check_text(text: str, what: str) -> str:
 def read_prompts(file: str) -> list[Prompt]:
     """Read prompts from a file, by its ending.
 
-    `.jsonl` has JSON objects with `prompt`, `seed`, `name`, `init`, `init_strength` and `init_mask`, `.csv` columns of
-    these names. Paths of pictures start from the file's folder. Everything else is text, with a prompt a line; blank
-    lines and lines that start with `#` are left out. On standard input, a first line that starts with a brace tells
-    JSON.
+    `.jsonl` has JSON objects with `prompt`, `seed`, `name`, `init`, `init_strength`, `init_mask` and `control`, `.csv`
+    columns of these names. Paths of pictures start from the file's folder. Everything else is text, with a prompt a
+    line; blank lines and lines that start with `#` are left out. On standard input, a first line that starts with a
+    brace tells JSON.
 
     Args:
         file: The path of the file, or `-` for standard input.

@@ -9,16 +9,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from style_aligned.cli import main
-from style_aligned.cli.extras import ExtraOptions, PresetName, parse_lora
+from style_aligned.cli.extras import ExtraOptions, PresetName, parse_scaled
 from style_aligned.files import parse_settings, read_texts
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, assert_error
 from tests.models.checkpoints.conftest import folder, folders, kind, narrow, pipeline, pipelines
+from tests.models.extras.test_control_models import controlnet, narrow_controlnet
 from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
 from tests.models.extras.test_lora import kohya, random_lora, unet_only
 
-__all__ = ["encoder_folder", "folder", "folders", "kind", "narrow", "pipeline", "pipelines"]
+__all__ = [
+    "controlnet", "encoder_folder", "folder", "folders", "kind", "narrow", "narrow_controlnet", "pipeline", "pipelines",
+]  # fmt: skip
 
 pytestmark = pytest.mark.parametrize("kind", ["1"], indirect=True)
 
@@ -135,6 +138,41 @@ def test_an_image_prompt(run: Program, pipeline: Any, encoder_folder: Path, monk
     )
 
 
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_each_image_has_a_control_picture(run: Program, controlnet: Any) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, "canny.safetensors")
+    for number, name in enumerate(("boat", "car")):
+        Image.effect_noise((64, 64), 50 + 100 * number).save(f"{name}.png")
+    control = ["--control", "canny.safetensors:0.7", "--control-image"]
+    assert run.generate("--output", "plain")[0] == 0
+    result = run("generate", "plain", "a boat", *control, "boat.png", "--output", "boats")
+    assert result[0] == 0, result
+    extras = json.loads(Path("boats/set.json").read_text())["extras"]
+    assert extras == {"control": [str(Path("canny.safetensors").resolve()), 0.7]}
+
+    def record(prompt: str) -> Any:
+        return next(i for i in json.loads(Path("boats/set.json").read_text())["images"] if i["prompt"] == prompt)
+
+    assert record("a boat")["inputs"] == {"control": str(Path("boat.png").resolve())}
+    assert_error(run("add", "boats", "a car"), "expected a control picture for 'a car': give --control-image, or contr")
+    Path("more.jsonl").write_text('{"prompt": "a car", "control": "car.png"}')
+    assert run("add", "boats", "--prompts", "more.jsonl")[0] == 0
+    assert record("a car")["inputs"] == {"control": str(Path("car.png").resolve())}
+    settings = [parse_settings(read_texts(find(f"boats/{name}.png"))) or {} for name in ("a-boat", "a-car")]
+    assert settings[0]["control"] != settings[1]["control"]
+    before = find("boats/a-boat.png").read_bytes()
+    assert run("reroll", "boats", "boat")[0] == 0
+    assert record("a boat")["inputs"] == {"control": str(Path("boat.png").resolve())}
+    assert find("boats/a-boat.png").read_bytes() != before
+    # without it, the same seed gives another image
+    assert run("generate", "plain", "a boat", "--output", "plain boats")[0] == 0
+    assert find("plain boats/a-boat.png").read_bytes() != before
+    assert_error(
+        run("add", "plain", "a car", "--control-image", "car.png"), "expected --control beside the control pic"
+    )
+    assert_error(run("add", "boats", "a lamp", "--control-image", "no.png"), "expected --control-image to be a picture")
+
+
 @pytest.mark.slow
 def test_presets_and_solvers(run: Program) -> None:
     assert (
@@ -173,7 +211,7 @@ def test_what_does_not_fit_leaves_nothing(run: Program) -> None:
 
 
 def test_a_lora_and_its_scale(kind: str) -> None:
-    assert parse_lora("pixel.safetensors:0.8") == ("pixel.safetensors", 0.8)
-    assert parse_lora("C:/pixel.safetensors") == ("C:/pixel.safetensors", 1.0)
+    assert parse_scaled("pixel.safetensors:0.8", "--lora") == ("pixel.safetensors", 0.8)
+    assert parse_scaled("C:/pixel.safetensors", "--lora") == ("C:/pixel.safetensors", 1.0)
     assert ExtraOptions(preset=PresetName.lcm).resolve({"solver": "dpm"}) == {"preset": "lcm"}
     assert ExtraOptions().resolve({}, {"solver": "dpm"}, {"solver": "euler"}) == {"solver": "dpm"}

@@ -12,7 +12,7 @@ from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
 
 from style_aligned.files import digest_picture
-from style_aligned.models.extras.control import ControlModel, use_control
+from style_aligned.models.extras.control import ControlModel, set_control
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
 from style_aligned.models.model import beside
@@ -95,7 +95,8 @@ class Extras:
                 stack.enter_context(beside(self._model, self._describe_image_prompt))
                 self.ip_adapter.set_clip_image_embedding(embedding)
             if self.control is not None:
-                stack.enter_context(use_control(self._model, self.control))
+                set_control(self._model, self.control)
+                stack.callback(set_control, self._model, None)
             self._stack = stack.pop_all()
         return self
 

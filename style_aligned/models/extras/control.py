@@ -145,14 +145,12 @@ def control_of(model: Model) -> ControlModel | None:
     return _CONTROL.get(model)
 
 
-@contextmanager
-def use_control(model: Model, control: ControlModel) -> Generator[None]:
-    """Have a control model beside a model, for as long as the context lasts."""
-    _CONTROL[model] = control
-    try:
-        yield
-    finally:
-        del _CONTROL[model]
+def set_control(model: Model, control: ControlModel | None) -> None:
+    """Put a control model beside a model, or take it away."""
+    if control is None:
+        _CONTROL.pop(model, None)
+    else:
+        _CONTROL[model] = control
 
 
 def _load_controlnet(
