@@ -116,12 +116,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def table(lines: dict[str, Any]) -> str:
-    rows = [f"| | {' | '.join(TITLES)} | mean probability of that |", "|---|---|---|---|---|"]
+    rows = [f"| | {' | '.join(TITLES)} | mean probability of that | palette distance |", f"|{'---|' * 6}"]
     for name, line in lines.items():
         style, concept, leakage = (_show(line[measure], form) for measure, form in (
             ("style", ".0%"), ("concept", ".0%"), ("leakage", ".1%")
         ))  # fmt: skip
-        rows.append(f"| {name} | {style} | {concept} | {leakage} | {line['leakage_probability']['value']:.1%} |")
+        probability, palette = (line[measure]["value"] for measure in ("leakage_probability", "palette_distance"))
+        rows.append(f"| {name} | {style} | {concept} | {leakage} | {probability:.1%} | {palette:.0f} |")
     return "\n".join(rows)
 
 
