@@ -394,7 +394,11 @@ def check_options(options: Mapping[str, Any], allowed: Mapping[str, Option] = OP
             raise ValueError(_unknown(name, allowed))
         allowed[name].check(value)
     if options.get("full_attention_share", False):
-        excluded = [name for name, value in WITH_FULL_ATTENTION_SHARE.items() if options.get(name, value) != value]
+        excluded = [
+            f"{name}={options[name]!r}"
+            for name, value in WITH_FULL_ATTENTION_SHARE.items()
+            if options.get(name, value) != value
+        ]
         if excluded:
             raise ValueError(
                 f"expected full_attention_share without any other way of sharing, got it with {', '.join(excluded)}"

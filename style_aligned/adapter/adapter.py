@@ -30,6 +30,7 @@ from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
 OF_SHARING = ("strength", "scale", "shift", "set_size", "halves", "query_guidance")
 FIXED = [name for name, option in OPTIONS.items() if not option.changeable]
+MASK_OF_NO_REFERENCE = "expected no reference_mask beside full_attention_share, where there is no reference"
 """The options that decide which layers there are."""
 
 T = TypeVar("T", bound=fl.Chain)
@@ -104,6 +105,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected {name} to be set before inject(), got it while injected: eject() first")
         if name == "layers":
             resolve(value, list(self.layers()))
+        if name == "full_attention_share" and value and self.reference_mask is not None:
+            raise ValueError(MASK_OF_NO_REFERENCE)
         self._options[name] = value
         self._apply_options()
 
@@ -141,7 +144,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         if mask is not None and mask.max() == 0:
             raise ValueError("expected a reference_mask that leaves something of the reference, got zeros alone")
         if mask is not None and self.full_attention_share:
-            raise ValueError("expected no reference_mask beside full_attention_share, where there is no reference")
+            raise ValueError(MASK_OF_NO_REFERENCE)
         self._sharing.mask = None if mask is None or (mask == 1).all() else Mask(mask)
 
     def set_step(self, step: int, num_steps: int) -> bool:
@@ -317,8 +320,10 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         """Share or not, as it is set for the present step."""
         strengths = self._sharing.strengths
         if self._progress is not None:
-            is_any_shared = self.strength > 0 and (strengths is None or any(strengths.values()))
-            self._sharing.is_on = is_any_shared and self.steps[0] <= self._progress < self.steps[1]
+            is_any_shared = strengths is None or any(strengths.values()) or self.query_guidance > 0
+            self._sharing.is_on = (
+                self.strength > 0 and is_any_shared and self.steps[0] <= self._progress < self.steps[1]
+            )
 
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""

@@ -103,7 +103,7 @@ def _block_of(layer: fl.Chain, blocks: Mapping[int, tuple[str, int]]) -> tuple[s
 
 
 def find_presets(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the names of the self-attentions that each preset stands for.
+    """Return what each preset selects. Group normalizations go with blocks, not with single self-attentions.
 
     On SDXL, `style` is where StyleKeeper ([[arXiv:2510.06827]](https://arxiv.org/abs/2510.06827)) shares: from the 24th
     of the 36 self-attentions of the up blocks on. `layout` is the block that InstantStyle
@@ -113,11 +113,10 @@ def find_presets(names: Sequence[str]) -> dict[str, list[str]]:
     Args:
         names: The names of all self-attentions.
     """
-    up = [name for name in names if name.startswith("up.")]
-    down = [name for name in names if name.startswith("down.")]
+    up = [name for name in names if covers("up", name)]
     if len(up) == SDXL_UP:
-        up, down = up[STYLE_FROM:], [name for name in down if covers("down.2.1", name)]
-    return {"style": up, "layout": down}
+        return {"style": up[STYLE_FROM:], "layout": ["down.2.1"]}
+    return {"style": ["up"], "layout": ["down"]}
 
 
 def covers(selection: str, name: str) -> bool:
@@ -142,7 +141,7 @@ def resolve(layers: Mapping[str, Any] | Sequence[str] | None, names: Sequence[st
     known = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, 5)} | {"out"}
     resolved: dict[str, float] = {}
     for selection, strength in strengths.items():
-        if selection in presets:
+        if selection in presets and known.issuperset(presets[selection]):
             resolved.update(dict.fromkeys(presets[selection], float(strength)))
         elif selection in known:
             resolved[selection] = float(strength)

@@ -72,9 +72,9 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             query: The queries.
 
         Raises:
-            ValueError: If the reference is of another size.
+            ValueError: If the reference is of another size, or was recorded without query guidance.
         """
-        sharing, place = get_sharing(self), f"{self._place}.queries"
+        sharing, place = get_sharing(self), f"{self._place}.negative_queries"
         amount = sharing.query_guidance * min(sharing.strength, 1)
         if amount == 0 or not sharing.is_on or sharing.strength_at(self._place) != 0:
             return query
@@ -83,7 +83,10 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             references = sharing.fetch(place, negative)
         else:
             references = sharing.record(place, References(negative[:: sharing.group_size(query.shape[0])]))
-        assert references.tokens is not None
+        if references.tokens is None:
+            raise ValueError(
+                "expected references that were recorded with query_guidance and these layers: record again"
+            )
         if references.tokens.shape[1] != query.shape[1]:
             raise ValueError("expected targets of the reference's size, got others: query_guidance needs its queries")
         own, targets = sharing.split(negative, references.groups)

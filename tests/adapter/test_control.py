@@ -208,10 +208,48 @@ class TestWindows:
         presets = find_presets(list(StyleAlignedAdapter(meta_unet(SDXLUNet)).layers()))
         last = [f"up.1.{i}.{j}" for i in range(3) for j in (0, 1)]
         assert presets["style"] == [*(f"up.0.2.{i}" for i in range(4, 10)), *last]
-        assert presets["layout"] == [f"down.2.1.{i}" for i in range(10)]
+        assert presets["layout"] == ["down.2.1"]
         assert find_presets(["down.0.0.0", "up.0.0.0", "up.1.0.0", "middle.0.0"]) == {
-            "style": ["up.0.0.0", "up.1.0.0"], "layout": ["down.0.0.0"],
+            "style": ["up"], "layout": ["down"],
         }  # fmt: skip
+
+    def test_group_norms_go_with_a_preset(self) -> None:
+        unet = meta_unet(SD1UNet)
+        strength = StyleAlignedAdapter(unet, layers=["style"], share_group_norm=True)._sharing.strength_at  # pyright: ignore[reportPrivateUsage]
+        shared = {place.name for place in find_group_norms(unet) if strength(place.name)}
+        assert shared == {place.name for place in find_group_norms(unet) if place.name.startswith("up.")}
+
+    def test_a_preset_that_selects_nothing_is_refused(self) -> None:
+        chain = fl.Chain(fl.SelfAttention(embedding_dim=8, num_heads=2))
+        with pytest.raises(ValueError, match=r"expected layers of this model, such as .*, got 'style'"):
+            StyleAlignedAdapter(chain, layers=["style"])
+
+    def test_query_guidance_alone_follows_the_steps(self) -> None:
+        chain = fl.Chain(fl.SelfAttention(embedding_dim=8, num_heads=2))
+        adapter = StyleAlignedAdapter(chain, set_size=2, layers={"layer.0": 0}, query_guidance=0.5).inject()
+        assert adapter.set_step(0, 10)
+        adapter.steps = (0.5, 1.0)
+        assert not adapter.set_step(0, 10)
+
+    def test_what_was_recorded_without_query_guidance_is_not_replayed_with_it(self) -> None:
+        chain = fl.Chain(fl.SelfAttention(embedding_dim=8, num_heads=2))
+        adapter = StyleAlignedAdapter(chain, set_size=1).inject()
+        bank = ReferenceBank()
+        with adapter.record(bank):
+            chain(torch.randn(2, 4, 8))
+        adapter.layers, adapter.query_guidance = {"layer.0": 0}, 0.5  # pyright: ignore[reportAttributeAccessIssue]
+        with (
+            adapter.replay(bank),
+            pytest.raises(ChainError, match=r"expected a bank that has recorded layer\.0\.negative_queries"),
+        ):
+            chain(torch.randn(2, 4, 8))
+
+    def test_full_attention_share_is_refused_beside_a_mask(self) -> None:
+        chain = fl.Chain(fl.SelfAttention(embedding_dim=8, num_heads=2))
+        adapter = StyleAlignedAdapter(chain)
+        adapter.reference_mask = torch.tensor([[0.0, 1.0]])
+        with pytest.raises(ValueError, match="expected no reference_mask beside full_attention_share"):
+            adapter.full_attention_share = True
 
     def test_parts_of_names_select(self) -> None:
         unet = meta_unet(SDXLUNet)
