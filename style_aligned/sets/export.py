@@ -1,12 +1,13 @@
 """Images of a set, for others: under plain names, in another format or size, without settings inside."""
 
 import io
+import warnings
 from pathlib import Path
 
 from PIL import Image
 
 from style_aligned.files import open_image, slug, write_bytes
-from style_aligned.sets.image_set import ImageSet
+from style_aligned.sets.image_set import ImageSet, is_set
 from style_aligned.sets.names import free_name, plain_name
 from style_aligned.sets.prompts import Prompt, add_affixes
 from style_aligned.sets.records import SetError, SetImage
@@ -16,6 +17,7 @@ NAMES = ("slug", "number")
 SOFTWARE = 0x0131  # the EXIF tag for what has made a file
 MARK = "style-aligned export"
 QUALITY = 92
+MAX_NAMED = 4  # images, in a warning
 
 
 def plan_export(image_set: ImageSet, *, names: str = "slug", format: str = "png") -> dict[str, SetImage]:  # noqa: A002
@@ -62,17 +64,27 @@ def export_set(
         The paths of the files.
 
     Raises:
-        SetError: If there is no image, if a file is in the way, or if the folder is the set's own.
+        SetError: If there is no image, if a file is in the way, or if the folder is that of a set.
+
+    Warns:
+        UserWarning: If images are missing.
     """
     planned = plan_export(image_set, names=names, format=format)
     if not planned:
         raise SetError(f"{image_set.folder} has no images yet")
-    if folder.exists() and folder.resolve() == image_set.folder.resolve():
-        raise SetError(f"expected another folder than that of the set, got {folder}")
+    if is_set(folder):
+        raise SetError(f"expected a folder for the files, got {folder}, which holds a set: take another one")
     if not force:
         for path in (folder / name for name in planned):
             if path.exists() and not _is_export(path):
                 raise SetError(f"{path} is no earlier export: --force replaces it, or take another folder")
+    missing = [image.name for image in image_set.state.current if not image_set.path(image).is_file()]
+    if missing:
+        warnings.warn(
+            f"{len(missing)} missing: {', '.join(missing[:MAX_NAMED])}{' …' if len(missing) > MAX_NAMED else ''};"
+            f" style-aligned add {image_set.folder} draws what is missing",
+            stacklevel=2,
+        )
     for name, image in planned.items():
         write_bytes(folder / name, _encode(open_image(image_set.path(image)), FORMATS[format], size))
     return [folder / name for name in planned]

@@ -87,6 +87,7 @@ def test_the_sheet_keeps_its_title_until_it_gets_another(run: Run, icons: Path) 
     assert sheet() == first
 
 
+@pytest.mark.filterwarnings("always:1 missing:UserWarning")  # which the command line shows
 def test_export(run: Run, icons: Path) -> None:
     run("rename", icons, "dog", "good-dog")
     before = contents(icons)
@@ -105,7 +106,10 @@ def test_export(run: Run, icons: Path) -> None:
     Path("out/a-cat.png").write_bytes(before["001-a-cat.png"])
     assert_error(run("export", icons, "--to", "out"), r"out/a-cat\.png is no earlier export: --force replaces it")
     assert run("export", icons, "--to", "out", "--force")[0] == 0
-    assert_error(run("export", icons, "--to", icons), "expected another folder than that of the set, got icons")
+    assert_error(run("export", icons, "--to", icons), "expected a folder for the files, got icons, which holds a set")
+    Path("icons/001-a-cat.png").unlink()
+    code, _, error = run("export", icons, "--to", "rest")
+    assert (code, "warning: 1 missing: 001-a-cat; style-aligned add icons draws what is missing" in error) == (0, True)
     assert_error(run("export", icons, "--to", "x", "--size", "0"), "expected --size to be WIDTHxHEIGHT in pixels")
     assert_error(run("export", icons, "--to", "x", "--format", "gif"), "--format")
 
