@@ -157,7 +157,7 @@ def test_images_that_start_from_a_picture(run: Run, icons: Path) -> None:
     assert inputs["a boat, neon sign"] == {"init": mask, "init_strength": 1.0}
     Path("sketch.png").unlink()
     assert_error(
-        run("reroll", "icons", "lamp"), "expected the picture .*sketch.png, from which an image starts, but it is"
+        run("reroll", "icons", "lamp"), "expected the picture .*sketch.png, which an image is made from, but it is"
     )
 
 

@@ -35,7 +35,7 @@ from style_aligned.sets.prompts import Prompt, add_affixes, collect_prompts, rea
         (
             "prompts.jsonl",
             b'{"prompt": "a cat", "sed": 3}\n',
-            "line 1: expected no keys but prompt, seed, name, init, init_strength, init_mask, got 'sed'",
+            "line 1: expected no keys but prompt, seed, name, init, init_strength, init_mask, control, got 'sed'",
         ),
         ("prompts.jsonl", b'{"prompt": "a cat", "seed": 1.5}\n', "line 1: expected seed to be a whole number"),
         ("prompts.jsonl", b'{"prompt": "a cat", "seed": true}\n', "line 1: expected seed to be a whole number"),
@@ -58,12 +58,12 @@ from style_aligned.sets.prompts import Prompt, add_affixes, collect_prompts, rea
         (
             "prompts.csv",
             b"a cat\na dog\n",
-            "expected columns among prompt, seed, name, init, init_strength, init_mask in line 1, got a cat",
+            "expected columns among prompt, seed, name, init, init_strength, init_mask, control in line 1, got a cat",
         ),
         (
             "prompts.csv",
             b"prompt,sed\na dog,3\n",
-            "expected columns among prompt, seed, name, init, init_strength, init_mask in line 1, got prompt, sed",
+            r"expected columns among prompt, seed, .*, init_mask, control in line 1, got prompt, sed",
         ),
         ("prompts.csv", b"prompt,seed\na cat, black,3\n", "line 2: expected 2 columns, got more: a prompt with commas"),
         ("prompts.csv", b"prompt,seed\na cat,-1\n", "line 2: expected seed to be a whole number from 0 .*, got '-1'"),
