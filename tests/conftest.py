@@ -1,7 +1,10 @@
 import os
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion.solvers import DDIM
 
 from style_aligned.models.mini import Mini, MiniAutoencoder, MiniDoubleTextEncoder, MiniUNet
@@ -10,13 +13,26 @@ from style_aligned.styles.style import Style
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
 
+COMPUTING = {"adapter", "evaluation", "styles"}
+"""The rooms in whose tests shapes are checked at every call. It doubles the time of a pass through a U-Net."""
+
 WORDS = ["a", "cat", "dog", "fox", "ink", "neon", "rocket", "sign"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", room not in COMPUTING)
+
+
 def build_random_mini() -> Mini:
-    """The embedded model with random weights, in which every layer counts."""
+    """The embedded model, narrower, with one transformer a level and random weights, in which every layer counts."""
     torch.manual_seed(0)
-    model = Mini(unet=MiniUNet(), lda=MiniAutoencoder(), clip_text_encoder=MiniDoubleTextEncoder(WORDS))
+    unet = MiniUNet(channels=(16, 32, 48))
+    for name, numbers in (("DownBlocks", (5, 8)), ("UpBlocks", (1, 2, 4, 5))):
+        for number in numbers:
+            block = unet.layer((name, number), fl.Chain)
+            block.remove(block.layer("SDXLCrossAttention", fl.Chain))
+    model = Mini(unet=unet, lda=MiniAutoencoder(), clip_text_encoder=MiniDoubleTextEncoder(WORDS))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -42,6 +42,6 @@ def test_what_cannot_work_is_refused_unless_forced(
 def test_a_long_time_is_said(model: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert estimate_seconds(model, (256, 256), 100) == pytest.approx(estimate_seconds(model, (256, 256), 10) * 10)  # pyright: ignore[reportOptionalOperand]
-    warnings = check_needs(model, tmp_path, size=(256, 256), batch_size=1, images=5_000, steps=30)
+    warnings = check_needs(model, tmp_path, size=(256, 256), batch_size=1, images=50_000, steps=30)
     assert len(warnings) == 1
-    assert warnings[0].startswith("on this CPU in float32, 5,000 images of 256x256 take about ")
+    assert warnings[0].startswith("on this CPU in float32, 50,000 images of 256x256 take about ")

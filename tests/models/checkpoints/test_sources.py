@@ -27,14 +27,15 @@ def altered(folder: Path, tmp_path: Path, changes: dict[str, Tensor | None]) -> 
     """Copy a diffusers folder with some tensors replaced, added, or (`None`) removed."""
     copy = tmp_path / "altered"
     shutil.copytree(folder, copy)
-    for name, tensor in changes.items():
-        part, _, key = name.partition(".")
+    for part in {name.partition(".")[0] for name in changes}:
         (file,) = (copy / part).glob("*.safetensors")
         state = load_file(file)
         file.unlink()  # it may be mapped
-        state.pop(key, None)
-        if tensor is not None:
-            state[key] = tensor
+        for name, tensor in changes.items():
+            if name.startswith(f"{part}."):
+                state.pop(name.removeprefix(f"{part}."), None)
+                if tensor is not None:
+                    state[name.removeprefix(f"{part}.")] = tensor
         save_file(state, file)
     return copy
 
