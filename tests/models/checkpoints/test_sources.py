@@ -35,7 +35,7 @@ def altered(folder: Path, tmp_path: Path, changes: dict[str, Tensor | None]) -> 
             if name.startswith(f"{part}."):
                 state.pop(name.removeprefix(f"{part}."), None)
                 if tensor is not None:
-                    state[name.removeprefix(f"{part}.")] = tensor
+                    state[name.removeprefix(f"{part}.")] = tensor.clone()  # two names may be given the same
         save_file(state, file)
     return copy
 
