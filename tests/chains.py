@@ -57,6 +57,7 @@ def snapshot(chain: fl.Chain) -> list[tuple[str, int, str, str]]:
 
 
 def meta_unet(unet_type: type[SD1UNet] | type[SDXLUNet]) -> SD1UNet | SDXLUNet:
-    unet = unet_type(in_channels=4, device="meta")
+    with torch.device("meta"):  # `device` does not reach every layer of Refiners' U-Net of Stable Diffusion 1
+        unet = unet_type(in_channels=4, device="meta")
     unet.set_context("unet", {"residuals": [0.0] * 13})  # spreads the contexts over the tree, as any use of it does
     return unet
