@@ -65,6 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {name} | {style.value:.0%} ({style.low:.0%} to {style.high:.0%})"
             f" | {concept.value:.0%} ({concept.low:.0%} to {concept.high:.0%}) | {np.median(scores['seconds']):.2f} |"
         )
+    print("\nIn points, what counting as one image gives more than counting by its tokens does, set by set:\n")
+    print("| reference | of its style | object recognised |\n|---|---|---|")
+    for side in given.sides:
+        if side != TARGETS:
+            image, tokens = (results[f"{side}, counts as {way}"] for way in ("one image", "its tokens"))
+            gains = [
+                bootstrap_mean([100 * (a - b) for a, b in zip(image[name], tokens[name], strict=True)])
+                for name in ("style", "object")
+            ]
+            print(f"| {side} | " + " | ".join(f"{g.value:+.0f} ({g.low:+.0f} to {g.high:+.0f})" for g in gains) + " |")
 
 
 if __name__ == "__main__":
