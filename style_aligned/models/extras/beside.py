@@ -21,8 +21,8 @@ from style_aligned.models.model import beside
 class Extras:
     """LoRAs, an image prompt and a control model beside a model, from files.
 
-    Everything is read and checked first; then LoRAs go in before the image prompt, whose attentions they would not find
-    otherwise. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out they go the other way round.
+    Everything is read and checked first. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out
+    they go the other way round.
 
     Attributes:
         loras: The LoRAs.

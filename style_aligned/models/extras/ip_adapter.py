@@ -5,6 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from refiners.fluxion import layers as fl
+from refiners.fluxion.adapters.adapter import Adapter
+from refiners.fluxion.layers.attentions import ScaledDotProductAttention
 from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import (
     SD1IPAdapter,
@@ -12,7 +15,12 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_1,
     StableDiffusion_XL,
 )
-from refiners.foundationals.latent_diffusion.image_prompt import ImageProjection, PerceiverResampler
+from refiners.foundationals.latent_diffusion.image_prompt import (
+    CrossAttentionAdapter,
+    ImageCrossAttention,
+    ImageProjection,
+    PerceiverResampler,
+)
 from torch import Tensor
 
 from style_aligned.models.checkpoints.architectures import Architecture
@@ -43,6 +51,48 @@ RESAMPLER_LAYER = {
     "1.1": "Residual_2.FeedForward.Linear_1",
     "1.3": "Residual_2.FeedForward.Linear_2",
 }
+
+
+class ImagePromptAttention(fl.Sum, Adapter[ScaledDotProductAttention]):
+    """The attention to the text, and that to the image prompt.
+
+    It stands where the attention to the text stood, between projections that stay where they are, and so do their
+    LoRAs. Refiners' `CrossAttentionAdapter` has a copy of the projections instead, as they were when it was made: LoRAs
+    that are injected later are not in it.
+
+    Receives:
+        (Float[Tensor, "batch targets dim"]): The queries.
+        (Float[Tensor, "batch tokens dim"]): The keys of the text.
+        (Float[Tensor, "batch tokens dim"]): The values of the text.
+
+    Returns:
+        (Float[Tensor, "batch targets dim"]): The sum of both attentions.
+    """
+
+    def __init__(self, adapter: CrossAttentionAdapter) -> None:
+        """Take the attention to the image prompt out of Refiners' adapter.
+
+        Args:
+            adapter: The adapter of a cross-attention, not injected. It is of no use afterwards.
+        """
+        self._attention = [adapter.target]
+        target, image = adapter.target.ensure_find(ScaledDotProductAttention), adapter.image_cross_attention
+        adapter.ensure_find_parent(image).remove(image)
+        with self.setup_adapter(target):
+            super().__init__(target, image)
+
+    def inject(self, parent: fl.Chain | None = None) -> "ImagePromptAttention":
+        """Put it in place of the attention to the text."""
+        return super().inject(self._attention[0] if parent is None else parent)
+
+    @property
+    def scale(self) -> float:
+        """How strong the image prompt is."""
+        return self.ensure_find(ImageCrossAttention).scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self.ensure_find(ImageCrossAttention).scale = value
 
 
 def load_ip_adapter(
@@ -96,7 +146,7 @@ def load_ip_adapter(
     }
     weights = {key: values.to(**options) for key, values in weights.items()}
     kind: Any = SDXLIPAdapter if isinstance(model, StableDiffusion_XL) else SD1IPAdapter
-    return kind(
+    adapter = kind(
         target=model.unet,
         clip_image_encoder=image_encoder,
         image_proj=projection,
@@ -104,6 +154,8 @@ def load_ip_adapter(
         fine_grained=is_fine_grained,
         weights=weights,
     )
+    adapter.sub_adapters = [ImagePromptAttention(cross_attention) for cross_attention in adapter.sub_adapters]
+    return adapter
 
 
 def _cross_attentions(architecture: Architecture) -> tuple[int, int, int]:

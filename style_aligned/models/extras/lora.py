@@ -23,8 +23,8 @@ class FileLora:
     """A LoRA from a file, as Refiners' own `Lora` layers.
 
     Nothing changes before `inject()`. Afterwards Refiners' `SDLoraManager` knows the layers by their name, and the
-    scale can be set at any time. LoRAs go in before other adapters, and out in any order. `with FileLora(model, path):`
-    injects it for a while.
+    scale can be set at any time. LoRAs go in before other adapters that copy the layers, such as Refiners' own of image
+    prompts, and out in any order. `with FileLora(model, path):` injects it for a while.
 
     Attributes:
         name: The name of the layers.

@@ -12,10 +12,13 @@ from safetensors.torch import save_file
 from style_aligned import Style, generate
 from style_aligned.files import digest_picture
 from style_aligned.models.checkpoints import load_model
-from style_aligned.models.extras import Extras, FileLora
+from style_aligned.models.denoising import time_ids
+from style_aligned.models.extras import Extras, FileLora, load_ip_adapter
 from style_aligned.models.model import describe_model
-from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
-from tests.models.extras.test_lora import kohya, random_lora, unet_only
+from tests.models.checkpoints.pipelines import quiet
+from tests.models.checkpoints.test_parts import error, random
+from tests.models.extras.test_ip_adapter import FEATURES, encoder_folder, random_ip_adapter
+from tests.models.extras.test_lora import dotted, kohya, random_lora, unet_only
 
 __all__ = ["encoder_folder"]
 
@@ -58,8 +61,6 @@ def test_all_at_once(kind: str, folder: Path, pipeline: Any, encoder_folder: Pat
         assert describe_model(model)["adapters"] == with_image.describe()
         with pytest.raises(ValueError, match="expected extras that are not injected, but they are"):
             with_image.inject()
-        with pytest.raises(ValueError, match="expected LoRAs to be injected before other adapters"):
-            FileLora(model, tmp_path / "ink.safetensors", name="late")
     assert not torch.allclose(together, three, atol=1e-2)
     assert repr(model.unet) == tree
     assert torch.equal(draw(), plain)
@@ -71,3 +72,69 @@ def test_all_at_once(kind: str, folder: Path, pipeline: Any, encoder_folder: Pat
         ValueError, match="expected image_prompt too: an image prompt takes ip_adapter, image_encoder, im"
     ):
         Extras(model, **prompt)
+
+
+@pytest.mark.parametrize("kind", ["xl", "1"], indirect=True)
+@torch.no_grad()
+def test_loras_count_beside_an_image_prompt(
+    kind: str, folder: Path, pipeline: Any, encoder_folder: Path, tmp_path: Path
+) -> None:
+    """In the cross-attentions too, in whatever order they go in and out."""
+    cross = {layer: change for layer, change in random_lora(pipeline).items() if ".attn2." in layer}
+    save_file({key: t.contiguous() for key, t in kohya(cross, kind).items()}, tmp_path / "ink.safetensors")
+    state = random_ip_adapter(pipeline.unet, plus=False)
+    save_file(state, tmp_path / "ip.safetensors")
+    model = load_model(folder)
+    features = random(2, FEATURES, seed=9)
+    x, text = random(2, 4, 8, 16), random(2, 77, pipeline.unet.config.cross_attention_dim, seed=8)
+    pooled, ids, timestep = random(2, 64, seed=10), time_ids((64, 128)), torch.tensor([481])
+
+    with quiet():
+        processors = pipeline.unet.attn_processors
+        pipeline.load_lora_weights(dotted(cross, "lora_A", "lora_B"), adapter_name="ink")
+        parts = {
+            part: {key.removeprefix(f"{part}."): t for key, t in state.items() if key.startswith(f"{part}.")}
+            for part in ("image_proj", "ip_adapter")
+        }
+        pipeline.unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+        try:
+            pipeline.set_adapters("ink", 0.7)
+            added = {"image_embeds": [features[:, None]], "text_embeds": pooled, "time_ids": ids.float()}
+            expected = pipeline.unet(x, timestep, encoder_hidden_states=text, added_cond_kwargs=added).sample
+        finally:
+            pipeline.unet.encoder_hid_proj, pipeline.unet.config.encoder_hid_dim_type = None, None
+            pipeline.unet.set_attn_processor(processors)
+            pipeline.unload_lora_weights()
+
+    def predict() -> torch.Tensor:
+        more = {"pooled_text_embedding": pooled, "time_ids": ids} if kind == "xl" else {}
+        model.set_unet_context(timestep=timestep, clip_text_embedding=text, **more)
+        return model.unet(x)
+
+    def image_prompt() -> Any:
+        return load_ip_adapter(model, tmp_path / "ip.safetensors", image_encoder=encoder_folder)
+
+    tree, plain = repr(model.unet), predict()
+    lora, adapter = FileLora(model, tmp_path / "ink.safetensors", scale=0.7), image_prompt()
+    adapter.inject()
+    adapter.set_clip_image_embedding(adapter.image_proj(features))
+    without = predict()
+    assert error(without, expected) > 0.01
+    lora.inject()
+    both = predict()
+    assert error(both, expected) < 1e-4
+    described = describe_model(model)
+    adapter.eject()
+    lora_alone = predict()
+    assert error(lora_alone, both) > 0.01
+    adapter.inject()
+    adapter.set_clip_image_embedding(adapter.image_proj(features))
+    assert torch.equal(predict(), both)
+    assert describe_model(model) == described
+    lora.scale = 0.0
+    assert error(predict(), without) < 1e-6
+    lora.eject()
+    assert torch.equal(predict(), without)
+    adapter.eject()
+    assert torch.equal(predict(), plain)
+    assert repr(model.unet) == tree
