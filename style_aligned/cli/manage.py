@@ -164,10 +164,15 @@ def export(
         str | None,
         typer.Option(metavar="WIDTHxHEIGHT", help="Fit the images into this size in pixels.  [default: as they are]"),
     ] = None,
+    reference: Annotated[
+        bool, typer.Option("--reference/--no-reference", help="Write the reference too.", show_default=False)
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are no earlier export.")] = False,
     report: ReportOptions,
 ) -> None:
     """Write the images of a set into another folder, under plain names, without settings inside.
+
+    The reference stays behind, unless it is asked for. Names leave out articles: 001-a-gem becomes gem.
 
     Example: style-aligned export icons --to out --format webp --size 64
     """
@@ -179,8 +184,12 @@ def export(
     from style_aligned.sets.image_set import read_image_set
 
     image_set = read_image_set(folder)
-    paths = export_set(image_set, to, names=names.value, format=format.value, size=fitted, force=force)
-    shown = f"{len(paths)} image{'' if len(paths) == 1 else 's'} in {to}"
+    paths = export_set(
+        image_set, to, names=names.value, format=format.value, size=fitted, reference=reference, force=force
+    )
+    count = f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
+    shown = f"{count} in {to}, {'with' if reference else 'without'} the reference"
+    shown += "" if reference else " (--reference writes it too)"
     reports.report_result({"files": [str(path) for path in paths]}, shown, to, report)
 
 

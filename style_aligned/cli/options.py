@@ -114,8 +114,13 @@ class DrawOptions:
         ),
     ] = None
     compare: Annotated[
-        bool, typer.Option("--compare", help="Draw the images without the style too, in the folder unaligned.")
-    ] = False
+        bool | None,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Draw the images without the style too, in the folder unaligned. The set remembers it.",
+            show_default=False,
+        ),
+    ] = None
     force: Annotated[
         bool, typer.Option("--force", help="Use a style with other weights; draw what may need too much memory.")
     ] = False

@@ -28,12 +28,14 @@ def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, re
 
 
 def report_drawn(
-    output: Path, sets: Sequence[ImageSet], sheet: Path, new: int, there: int, report: ReportOptions
+    output: Path, sets: Sequence[ImageSet], sheet: Path, report: ReportOptions, *, new: int, there: int, twins: int
 ) -> None:
-    """Report what a command has drawn."""
-    already = f" ({there} were there already)" if there else ""
-    shown = f"{new} new image{'' if new == 1 else 's'} in {output}{already}; all together: {sheet}"
-    report_result({**describe_sets(output, sets, sheet), "new": new, "there": there}, shown, sheet, report)
+    """Report what a command has drawn: new images, beside those that were there, and images without the style."""
+    already = f" ({there} {'was' if there == 1 else 'were'} there already)" if there else ""
+    without = f", {twins} drawn without the style" if twins else ""
+    shown = f"{new} new image{'' if new == 1 else 's'} in {output}{already}{without}; all together: {sheet}"
+    counts = {"new": new, "there": there, "unaligned": twins}
+    report_result({**describe_sets(output, sets, sheet), **counts}, shown, sheet, report)
 
 
 def describe_sets(

@@ -104,7 +104,7 @@ def generate(
     check_folders(output, jobs)
     name = resolve_model(model.model, *(known for job in jobs for known in known_models(job)))
     sets: list[ImageSet] = []
-    new, there = 0, 0
+    new, there, twins = 0, 0, 0
     with workers.load(name, model, draw, extras) as (loaded, backend), Progress.show() as progress:
         library.warn_about_prompts(loaded, all_texts(jobs, reference_options))
         for job in jobs:
@@ -116,11 +116,11 @@ def generate(
                 job, loaded, backend, name, extras, own_settings, prompt_options, init, draw, progress
             )
             sets.append(image_set)
-            new, there = new + len(done.images), there + count
+            new, there, twins = new + len(done.images), there + count, twins + len(done.twins)
     sheet = output / SHEET_FILE
     if len(sets) > 1:
         write_sheet(sets, sheet)
-    report_drawn(output, sets, sheet, new, there, report)
+    report_drawn(output, sets, sheet, report, new=new, there=there, twins=twins)
 
 
 def add(
@@ -154,7 +154,8 @@ def add(
         plan = artist.plan(prompts, seed=seed, options=options, inputs=init.given)
         _remember(image_set, name, extras, prompt_options)
         done = _draw_missing(artist, image_set)
-    report_drawn(folder, [image_set], sheet_path(image_set), len(done.images), len(plan.there), report)
+    counts = {"new": len(done.images), "there": len(plan.there), "twins": len(done.twins)}
+    report_drawn(folder, [image_set], sheet_path(image_set), report, **counts)
 
 
 def reroll(
@@ -369,12 +370,13 @@ def _check_needs(artist: Artist, model: Model, image_set: ImageSet, count: int, 
     if draw.has_workers:  # whose memory is not known here
         return
     style = artist.style
+    compare = image_set.state.compare if draw.compare is None else draw.compare
     warnings = check_needs(
         model,
         image_set.folder,
         size=style.size,
         batch_size=min(draw.batch_size, max(1, count)),
-        images=count * (2 if draw.compare else 1),
+        images=count * (2 if compare else 1),
         steps=style.num_inference_steps,
         force=draw.force,
     )

@@ -30,14 +30,14 @@ class How:
         chunk_seconds: The time after which images are written, about: the reference is recorded once for all that are
             drawn in that time. The first images are written after a single batch.
         bank_device: Where to keep what is recorded of the reference. None means where the model is.
-        compare: Whether to draw the images without the style too.
+        compare: Whether to draw the images without the style too, which the set remembers. None means what it says.
         force: Whether to use a style of other weights.
     """
 
     batch_size: int = 4
     chunk_seconds: float = CHUNK_SECONDS
     bank_device: str | None = None
-    compare: bool = False
+    compare: bool | None = None
     force: bool = False
 
 

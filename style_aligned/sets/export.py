@@ -1,7 +1,10 @@
 """Images of a set, for others: under plain names, in another format or size, without settings inside."""
 
 import io
+import re
 import warnings
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -18,23 +21,31 @@ SOFTWARE = 0x0131  # the EXIF tag for what has made a file
 MARK = "style-aligned export"
 QUALITY = 92
 MAX_NAMED = 4  # images, in a warning
+ARTICLE = re.compile("(?:a|an|the)-(?=.)")
 
 
-def plan_export(image_set: ImageSet, *, names: str = "slug", format: str = "png") -> dict[str, SetImage]:  # noqa: A002
-    """Give each image of a set that is there the name of a file, the reference first.
+def plan_export(
+    image_set: ImageSet,
+    *,
+    names: str = "slug",
+    format: str = "png",  # noqa: A002
+    reference: bool = False,
+) -> dict[str, SetImage]:
+    """Give each image of a set that is there the name of a file.
 
     Args:
         image_set: The set.
         names: `slug` for names that say what is shown, or `number`.
         format: The ending.
+        reference: Whether the reference is one of them, the first. Its number is 0.
     """
-    images = [image_set.state.reference, *image_set.state.current]
+    images = [image_set.state.reference, *image_set.state.current] if reference else image_set.state.current
     images = [image for image in images if image_set.path(image).is_file()]
-    digits = max(3, len(str(len(images) - 1)))
+    digits = max(3, len(str(len(images))))
+    numbered = (f"{number:0{digits}d}" for number in range(0 if reference else 1, len(images) + 1))
     taken: set[str] = set()
     planned: dict[str, SetImage] = {}
-    for index, image in enumerate(images):
-        name = f"{index:0{digits}d}" if names == "number" else _plain_name(image_set, image)
+    for name, image in zip(numbered if names == "number" else _plain_names(image_set, images), images, strict=False):
         name = free_name(name, taken)
         taken.add(name.casefold())
         planned[f"{name}.{format}"] = image
@@ -48,6 +59,7 @@ def export_set(
     names: str = "slug",
     format: str = "png",  # noqa: A002
     size: tuple[int, int] | None = None,
+    reference: bool = False,
     force: bool = False,
 ) -> list[Path]:
     """Write the images of a set into another folder.
@@ -58,6 +70,7 @@ def export_set(
         names: `slug` for names that say what is shown, or `number`.
         format: `png`, `webp` or `jpg`.
         size: The height and width to fit the images into. None leaves them as they are.
+        reference: Whether to write the reference too.
         force: Whether to replace files that are no earlier export.
 
     Returns:
@@ -69,7 +82,7 @@ def export_set(
     Warns:
         UserWarning: If images are missing.
     """
-    planned = plan_export(image_set, names=names, format=format)
+    planned = plan_export(image_set, names=names, format=format, reference=reference)
     if not planned:
         raise SetError(f"{image_set.folder} has no images yet")
     if is_set(folder):
@@ -88,6 +101,22 @@ def export_set(
     for name, image in planned.items():
         write_bytes(folder / name, _encode(open_image(image_set.path(image)), FORMATS[format], size))
     return [folder / name for name in planned]
+
+
+def _plain_names(image_set: ImageSet, images: Sequence[SetImage]) -> list[str]:
+    """Return names that say what is shown, without the articles of prompts where the names stay different so."""
+    names = [_plain_name(image_set, image) for image in images]
+    # a name without a number was given by people
+    shorter = [
+        name if name == image.name else ARTICLE.sub("", name, count=1)
+        for name, image in zip(names, images, strict=True)
+    ]
+    full_names: dict[str, set[str]] = defaultdict(set)
+    for full, short in zip(names, shorter, strict=True):
+        full_names[short.casefold()].add(full.casefold())
+    return [
+        short if len(full_names[short.casefold()]) == 1 else full for full, short in zip(names, shorter, strict=True)
+    ]
 
 
 def _plain_name(image_set: ImageSet, image: SetImage) -> str:

@@ -46,6 +46,7 @@ class SetState:
         prefix: What comes before each prompt.
         suffix: What comes after each prompt.
         sheet: What the contact sheet shows.
+        compare: Whether each image is drawn without the style too.
         made_with: All settings that images were made with, by a key.
         images: The images by their id, the removed ones too.
         journal: The number of the journal that continues the file.
@@ -58,6 +59,7 @@ class SetState:
     prefix: str = ""
     suffix: str = ""
     sheet: SheetSettings = field(default_factory=SheetSettings)
+    compare: bool = False
     made_with: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     images: dict[int, SetImage] = field(default_factory=dict[int, SetImage])
     journal: int = 0
@@ -97,7 +99,7 @@ class SetState:
         extras = {"extras": self.extras} if self.extras else {}
         return {
             "model": self.model, **extras, "style": self.style, "prefix": self.prefix, "suffix": self.suffix,
-            "sheet": sheet,
+            "sheet": sheet, "compare": self.compare,
         }  # fmt: skip
 
 
@@ -175,3 +177,4 @@ def _read_settings(state: SetState, loaded: Mapping[str, Any]) -> None:
         columns=None if columns is None else max(1, check(sheet, "columns", int)),
         settings=check(sheet, "settings", bool, True),
     )
+    state.compare = check(loaded, "compare", bool, False)

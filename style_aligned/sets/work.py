@@ -51,10 +51,12 @@ class Done:
 
     Attributes:
         images: The images that were drawn.
+        twins: The images that were drawn without the style.
         missing: What was missing before.
     """
 
     images: list[SetImage] = field(default_factory=list[SetImage])
+    twins: list[SetImage] = field(default_factory=list[SetImage])
     missing: Missing = field(default_factory=Missing)
 
 
@@ -128,20 +130,23 @@ class Artist:
         if self._style.is_complete and not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
         self.image_set.commit(plan.new)
+        self._remember_comparison()
         return plan
 
     def draw_missing(self) -> Done:
-        """Draw what of the set is missing: images, the reference, and with `compare` the unaligned ones.
+        """Draw what of the set is missing: images, the reference, and the unaligned ones if the set is to have them.
 
         Raises:
             OSError: If a file cannot be written. What is there stays, and the same call goes on from there.
         """
+        self._remember_comparison()
         missing = find_missing(self.image_set)
         for image in missing.found:
             self._record_found(image)
-        twins = self._missing_twins() if self.how.compare else []
+        compare = self.image_set.state.compare
+        twins = self._missing_twins() if compare else []
         needs_reference = not self.image_set.path(self.image_set.state.reference).is_file()
-        count = len(missing.images) * (1 + self.how.compare) + len(twins)
+        count = len(missing.images) * (1 + compare) + len(twins)
         count += not self._style.is_complete
         done = Done(missing=missing)
         if count or needs_reference:
@@ -150,7 +155,8 @@ class Artist:
             for image, picture in self._draw_images(images, options):
                 done.images.append(self._write_missing(image, picture))
         self._finish_style()
-        self._draw_twins(twins + [image for image in done.images if self.how.compare])
+        done.twins = twins + done.images if compare else []
+        self._draw_twins(done.twins)
         self.write_sheet()
         return done
 
@@ -187,7 +193,9 @@ class Artist:
         options = dict(image.drawing.options if options is None else {**image.drawing.options, **options})
         inputs = dict(inputs or image.drawing.inputs)
         jobs = [replace(image, drawing=Drawing(own, "", options=options, inputs=inputs)) for own in seeds]
-        total = count + (not self._style.is_complete)
+        self._remember_comparison()
+        compare = self.image_set.state.compare
+        total = count + compare + (not self._style.is_complete)
         self.report.start(total, total * self._style.num_inference_steps)
         is_first = True
         for job, picture in self._draw_images(jobs, options):
@@ -201,7 +209,7 @@ class Artist:
             is_first = False
         self._finish_style()
         image = self.image_set.state.images[image.id]
-        self._draw_twins([image] if self.how.compare else [])
+        self._draw_twins([image] if compare else [])
         self.write_sheet()
         return self.image_set.state.images[image.id]
 
@@ -220,6 +228,11 @@ class Artist:
     def write_sheet(self) -> None:
         """Draw the contact sheet anew."""
         write_sheet([self.image_set], sheet_path(self.image_set))
+
+    def _remember_comparison(self) -> None:
+        """Have the set know whether its images are drawn without the style too, if that was said."""
+        if self.how.compare not in (None, self.image_set.state.compare):
+            self.image_set.commit_settings(compare=self.how.compare)
 
     def _take_style(self, given: Style | None) -> Style:
         path = self.image_set.style_path

@@ -328,7 +328,7 @@ class Actions:
         Who takes it closes it.
         """
         image_set = read_image_set(self.library.path(name))
-        planned = plan_export(image_set)
+        planned = plan_export(image_set, reference=True)
         if not planned:
             raise SetError(f"{name} has no images yet")
         file = cast(BinaryIO, SpooledTemporaryFile(IN_MEMORY, dir=str(self.library.folder)))  # noqa: SIM115

@@ -53,7 +53,7 @@ def test_the_same_command_draws_only_what_is_missing(run: Run, icons: Path) -> N
     assert run(*command)[1].startswith("0 new images in icons (2 were there already)")
     assert pictures(icons) == {name: content for name, content in before.items() if name in pictures(icons)}
     code, output, _ = run("generate", *FOX, "a rocket", "a cat", "--output", icons)  # the set's own suffix
-    assert (code, output) == (0, "1 new image in icons (1 were there already); all together: icons/sheet.png\n")
+    assert (code, output) == (0, "1 new image in icons (1 was there already); all together: icons/sheet.png\n")
     after = pictures(icons)
     assert read_texts(icons / "003-a-rocket.png")["prompt"] == "a rocket, neon sign"
     assert {name: after[name] for name in after if name in before} == pictures_in(before)
@@ -112,7 +112,7 @@ def test_a_style_from_a_set_a_file_and_a_candidate(run: Run, icons: Path) -> Non
         assert read_texts(Path(out) / "reference.png") == read_texts(icons / "reference.png")
         prompt = "a rocket, neon sign" if source == "icons" else "a rocket"
         assert read_texts(Path(out) / "001-a-rocket.png")["prompt"] == prompt
-    assert run("generate", "fox", "a rocket", "a cat", "--output", "b")[1].startswith("1 new image in b (1 were there")
+    assert run("generate", "fox", "a rocket", "a cat", "--output", "b")[1].startswith("1 new image in b (1 was there")
     assert run("explore", "a fox", *SMALL, "--count", "2", "--output", "looks")[0] == 0
     for source in ("looks/2", "looks/2.png"):
         assert run("generate", source, "a cat", "--output", "from-looks")[0] == 0
@@ -262,7 +262,7 @@ def test_a_folder_of_before_opens_and_grows(run: Run, icons: Path) -> None:
     assert run("show", icons)[0] == 0
     assert not (icons / "set.json").exists()
     command = ["generate", "--reference", *FOX, "--prompt", "a cat, neon sign", "--prompt", "a cow, neon sign"]
-    assert run(*command, "--output", icons)[1].startswith("1 new image in icons (1 were there already)")
+    assert run(*command, "--output", icons)[1].startswith("1 new image in icons (1 was there already)")
     after = pictures(icons)
     assert after.pop("003-a-cow-neon-sign.png")
     assert after == before

@@ -9,7 +9,7 @@ from PIL import Image
 from style_aligned.files import read_texts
 from style_aligned.sets.image_set import open_set, read_image_set
 from style_aligned.styles.style import Style
-from tests.cli.conftest import SMALL, Run, assert_error
+from tests.cli.conftest import FOX, SMALL, Run, assert_error
 from tests.sets.conftest import contents, pictures
 
 
@@ -91,20 +91,25 @@ def test_the_sheet_keeps_its_title_until_it_gets_another(run: Run, icons: Path) 
 def test_export(run: Run, icons: Path) -> None:
     run("rename", icons, "dog", "good-dog")
     before = contents(icons)
-    assert run("export", icons, "--to", "out")[1] == "3 images in out\n"
-    assert sorted(contents(Path("out"))) == ["a-cat.png", "a-fox.png", "good-dog.png"]
-    with Image.open("out/a-cat.png") as exported, Image.open(icons / "001-a-cat.png") as image:
+    told = "2 images in out, without the reference (--reference writes it too)\n"
+    assert run("export", icons, "--to", "out")[1] == told
+    assert sorted(contents(Path("out"))) == ["cat.png", "good-dog.png"]
+    assert run("export", icons, "--to", "all", "--reference")[1] == "3 images in all, with the reference\n"
+    assert sorted(contents(Path("all"))) == ["cat.png", "fox.png", "good-dog.png"]
+    assert run("export", icons, "--to", "all", "--reference", "--names", "number")[0] == 0
+    assert Path("all/000.png").read_bytes() == Path("all/fox.png").read_bytes()
+    with Image.open("out/cat.png") as exported, Image.open(icons / "001-a-cat.png") as image:
         assert exported.tobytes() == image.tobytes()
         assert "settings" not in exported.info
     for kind in ("webp", "jpg"):
         assert run("export", icons, "--to", kind, "--names", "number", "--format", kind, "--size", "32x16")[0] == 0
-        assert sorted(contents(Path(kind))) == [f"{number:03d}.{kind}" for number in range(3)]
-        with Image.open(f"{kind}/000.{kind}") as exported:
+        assert sorted(contents(Path(kind))) == [f"{number:03d}.{kind}" for number in (1, 2)]
+        with Image.open(f"{kind}/001.{kind}") as exported:
             assert exported.size == (16, 16)
         assert run("export", icons, "--to", kind, "--names", "number", "--format", kind)[0] == 0  # its own earlier one
     assert contents(icons) == before
-    Path("out/a-cat.png").write_bytes(before["001-a-cat.png"])
-    assert_error(run("export", icons, "--to", "out"), r"out/a-cat\.png is no earlier export: --force replaces it")
+    Path("out/cat.png").write_bytes(before["001-a-cat.png"])
+    assert_error(run("export", icons, "--to", "out"), r"out/cat\.png is no earlier export: --force replaces it")
     assert run("export", icons, "--to", "out", "--force")[0] == 0
     assert_error(run("export", icons, "--to", icons), "expected a folder for the files, got icons, which holds a set")
     Path("icons/001-a-cat.png").unlink()
@@ -112,6 +117,29 @@ def test_export(run: Run, icons: Path) -> None:
     assert (code, "warning: 1 missing: 001-a-cat; style-aligned add icons draws what is missing" in error) == (0, True)
     assert_error(run("export", icons, "--to", "x", "--size", "0"), "expected --size to be WIDTHxHEIGHT in pixels")
     assert_error(run("export", icons, "--to", "x", "--format", "gif"), "--format")
+
+
+def test_names_of_exports_leave_out_articles(run: Run, icons: Path) -> None:
+    run("add", icons, "cat", "the gem", "an hourglass", "a", "a black cat")
+    run("rename", icons, "dog", "a-team")  # as people want it
+    assert run("export", icons, "--to", "out", "--size", "8")[0] == 0
+    assert contents(Path("out")).keys() == {
+        "a-cat.png", "cat.png", "a-team.png", "gem.png", "hourglass.png", "a.png", "black-cat.png",
+    }  # fmt: skip
+
+
+def test_a_set_remembers_to_compare(run: Run, icons: Path) -> None:
+    assert run("add", icons, "--compare")[1] == (
+        "0 new images in icons, 2 drawn without the style; all together: icons/sheet.png\n"
+    )
+    told = json.loads(run("add", icons, "a gem", "--json")[1])
+    assert (told["new"], told["unaligned"]) == (1, 1)
+    assert contents(icons / "unaligned").keys() == {"001-a-cat.png", "002-a-dog.png", "003-a-gem.png"}
+    assert run("add", icons, "an owl", "--no-compare")[1].startswith("1 new image in icons; all together")
+    assert run("add", icons, "a bat")[1].startswith("1 new image in icons; all together")
+    assert run("generate", *FOX, "a cat", "--suffix", ", neon sign", "--compare", "--output", icons)[1].startswith(
+        "0 new images in icons (1 was there already), 2 drawn without the style; "
+    )
 
 
 def test_show_a_set(run: Run, icons: Path) -> None:

@@ -253,15 +253,21 @@ def test_renamed_images_keep_everything_else(draw: Draw, model: Mini) -> None:
 
 def test_unaligned_twins(draw: Draw, model: Mini) -> None:
     image_set = draw("a cat", compare=True)
+    assert image_set.state.compare
     twin = image_set.folder / "unaligned" / "001-a-cat.png"
     assert json.loads(read_texts(twin)["settings"])["aligned"] is False
     before = pictures(image_set.folder)
-    draw("a dog")
-    image_set = draw(compare=True)
+    image_set = draw("a dog")  # the set remembers it
     assert image_set.state.images[2].drawing.unaligned == "unaligned/002-a-dog.png"
+    image_set = draw("a bird", compare=False)
+    assert draw("a bat").state.images[4].drawing.unaligned == ""
+    draw(compare=True)
+    assert {image.drawing.unaligned for image in read_image_set(image_set.folder).state.current} == {
+        f"unaligned/{name}.png" for name in ("001-a-cat", "002-a-dog", "003-a-bird", "004-a-bat")
+    }
     assert {name: pictures(image_set.folder)[name] for name in before} == before
     with open_set(image_set.folder) as image_set:
-        changed = Artist(image_set, model, How(compare=True)).reroll(image_set.state.images[1])
+        changed = Artist(image_set, model).reroll(image_set.state.images[1])
     assert changed.drawing.unaligned == "unaligned/001-a-cat-2.png"
     assert changed.replaced[0].unaligned == "unaligned/001-a-cat.png"
 
