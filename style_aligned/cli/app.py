@@ -8,6 +8,7 @@ from style_aligned.cli.draw import add, explore, generate, reroll, style
 from style_aligned.cli.evaluate import evaluate
 from style_aligned.cli.manage import export, remove, rename, restore, sheet, show
 from style_aligned.cli.more import concepts, convert, demo
+from style_aligned.cli.sections import SectionedCommand
 from style_aligned.cli.web import web
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
 DRAWING = (generate, explore, add, reroll, style)
 MANAGING = (remove, restore, rename, sheet, export, show)
 for command in (*DRAWING, *MANAGING, web, demo, concepts, convert, evaluate):
-    app.command()(command)
+    app.command(cls=SectionedCommand)(command)
 
 
 def names() -> list[str]:

@@ -20,6 +20,7 @@ from style_aligned.cli.options import (
 )
 from style_aligned.cli.picture import PictureOptions
 
+SEVERAL = "Several styles"  # a section of the help
 Folder = Annotated[Path, typer.Argument(metavar="SET", help="The folder of the set.")]
 
 
@@ -47,17 +48,25 @@ def generate(
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder of the set, new or of before.")],
     reference: Annotated[
-        list[str] | None, typer.Option(metavar="PROMPT", help="Prompt of the reference. Repeat it for several styles.")
+        list[str] | None,
+        typer.Option(
+            metavar="PROMPT", help="Prompt of the reference. Repeat it for several styles.", rich_help_panel=SEVERAL
+        ),
     ] = None,
     style: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="A style file, a set's folder or a picture. Repeat it for several styles."),
+        typer.Option(
+            metavar="FILE",
+            help="A style file, a set's folder or a picture. Repeat it for several styles.",
+            rich_help_panel=SEVERAL,
+        ),
     ] = None,
     blend: Annotated[
         bool,
         typer.Option(
             "--blend",
             help="Draw one set in a blend of the styles, each with its weight: --style fox:0.7 --style owl:0.3.",
+            rich_help_panel=SEVERAL,
         ),
     ] = False,
     prompt: Annotated[

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from style_aligned.cli import inputs
-from style_aligned.cli.options import from_anywhere
+from style_aligned.cli.options import OTHER_ADAPTERS, from_anywhere
 
 
 class PresetName(str, Enum):
@@ -33,6 +33,8 @@ class SolverName(str, Enum):
 @dataclass(frozen=True)
 class ExtraOptions:
     """What goes beside StyleAligned. A set remembers it."""
+
+    SECTION: ClassVar[str] = OTHER_ADAPTERS
 
     lora: Annotated[
         list[str] | None,

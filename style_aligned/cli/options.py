@@ -6,15 +6,17 @@ from dataclasses import MISSING, dataclass, fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import typer
 
 from style_aligned.cli import inputs
+from style_aligned.cli.sections import DAILY
 from style_aligned.options import STYLE_OPTIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODEL_VARIABLE = "STYLE_ALIGNED_MODEL"
+OTHER_ADAPTERS, WORKERS = "Other adapters", "Many machines"  # sections of the help
 
 
 class Precision(str, Enum):
@@ -38,12 +40,15 @@ class TimestepSpacing(str, Enum):
 class ModelOptions:
     """The model, and where it computes."""
 
+    SECTION: ClassVar[str] = "Model and device"
+
     model: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="The model: mini (the embedded one), a diffusers folder, a .safetensors file, a folder in Refiners'"
             f" format, or a name on the Hugging Face hub.  [default: the set's, else ${MODEL_VARIABLE}, else mini]",
+            rich_help_panel=DAILY,
         ),
     ] = None
     device: Annotated[
@@ -94,6 +99,8 @@ class ModelOptions:
 class DrawOptions:
     """How images are drawn."""
 
+    SECTION: ClassVar[str] = "Speed and memory"
+
     batch_size: Annotated[
         int, typer.Option(min=1, metavar="COUNT", help="Images that go through the model at a time.")
     ] = 4
@@ -119,6 +126,7 @@ class DrawOptions:
             "--compare/--no-compare",
             help="Draw the images without the style too, in the folder unaligned. The set remembers it.",
             show_default=False,
+            rich_help_panel=DAILY,
         ),
     ] = None
     force: Annotated[
@@ -131,6 +139,7 @@ class DrawOptions:
             min=1,
             metavar="COUNT",
             help="Draw with so many workers, each with the model loaded once.  [default: with --ray, as many as fit]",
+            rich_help_panel=WORKERS,
         ),
     ] = None
     ray: Annotated[
@@ -138,6 +147,7 @@ class DrawOptions:
         typer.Option(
             metavar="ADDRESS",
             help="The Ray cluster of the workers: HOST:PORT, ray://HOST:PORT or auto.  [default: one is started here]",
+            rich_help_panel=WORKERS,
         ),
     ] = None
     gpus_per_worker: Annotated[
@@ -147,6 +157,7 @@ class DrawOptions:
             max=64,
             metavar="NUMBER",
             help="GPUs of a worker: 0.5 for two on each.  [default: 1, where there are any]",
+            rich_help_panel=WORKERS,
         ),
     ] = None
 
@@ -169,9 +180,16 @@ class DrawOptions:
 class ReferenceOptions:
     """What a reference is made with."""
 
+    SECTION: ClassVar[str] = "The reference"
+
     seed: Annotated[
         int | None,
-        typer.Option(min=0, metavar="SEED", help="Seed of the reference; the images count on from it.  [default: 0]"),
+        typer.Option(
+            min=0,
+            metavar="SEED",
+            help="Seed of the reference; the images count on from it.  [default: 0]",
+            rich_help_panel=DAILY,
+        ),
     ] = None
     steps: Annotated[
         int | None,
@@ -186,7 +204,11 @@ class ReferenceOptions:
     ] = None
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Size of the images in pixels.  [default: as suits the model]"),
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Size of the images in pixels.  [default: as suits the model]",
+            rich_help_panel=DAILY,
+        ),
     ] = None
     negative: Annotated[str | None, typer.Option(metavar="TEXT", help="What to guide away from.")] = None
     reference_mask: Annotated[
@@ -254,6 +276,8 @@ class PromptOptions:
 class InitOptions:
     """A picture that images start from, or that they follow."""
 
+    SECTION: ClassVar[str] = "A picture to start from"
+
     init: Annotated[
         str | None, typer.Option(metavar="PICTURE", help="Start the images from this picture, not from noise alone.")
     ] = None
@@ -265,7 +289,10 @@ class InitOptions:
         str | None, typer.Option(metavar="PICTURE", help="Draw only what is white here anew, and keep the rest.")
     ] = None
     control_image: Annotated[
-        str | None, typer.Option(metavar="PICTURE", help="Have the images follow this picture, by --control.")
+        str | None,
+        typer.Option(
+            metavar="PICTURE", help="Have the images follow this picture, by --control.", rich_help_panel=OTHER_ADAPTERS
+        ),
     ] = None
 
     def check(self) -> None:
@@ -306,6 +333,8 @@ class StyleOptions:
     Attributes:
         given: The options that were given, by name.
     """
+
+    SECTION: ClassVar[str] = "How the style is shared"
 
     given: dict[str, Any]
 
@@ -359,15 +388,16 @@ def _parameters(group: type[Any]) -> list[inspect.Parameter]:
     if group is StyleOptions:
         return [_style_parameter(name) for name in STYLE_OPTIONS]
     hints = get_type_hints(group, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if field.default is MISSING else field.default,
-            annotation=hints[field.name],
+    parameters: list[inspect.Parameter] = []
+    for field in fields(group):
+        (option,) = hints[field.name].__metadata__
+        if option.rich_help_panel is None:
+            option.rich_help_panel = getattr(group, "SECTION", DAILY)
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
         )
-        for field in fields(group)
-    ]
+    return parameters
 
 
 def _style_parameter(name: str) -> inspect.Parameter:
@@ -379,6 +409,7 @@ def _style_parameter(name: str) -> inspect.Parameter:
     else:
         metavar = "NUMBER" if option.metavar is None else option.metavar
         shown = typer.Option(flag, metavar=metavar, help=f"{help_text}  [default: {option.default_text}]")
+    shown.rich_help_panel = DAILY if name == "strength" else StyleOptions.SECTION
     annotation = Annotated[option.kind | None, shown]  # pyright: ignore[reportInvalidTypeForm]
     return inspect.Parameter(_parameter_name(name), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -49,6 +49,8 @@ def _number(name: str) -> Any:
 @dataclass(frozen=True)
 class PictureOptions:
     """How a picture becomes a style."""
+
+    SECTION: ClassVar[str] = "A picture as the reference"
 
     caption: Annotated[
         str | None,

@@ -298,6 +298,9 @@ def _generate(
         )
         if image_set.state is not new:
             check_same(image_set, job.source, given, style=job.style)
+            own = image_set.state.reference.drawing.seed
+            if job.style is None and own and "seed" not in settings:
+                warn(f"{image_set.folder} goes on in the style of its reference, which has seed {own}")
         artist = _artist(
             image_set, model, backend, draw, progress, style, None if style is None else str(job.source.path)
         )

@@ -1,9 +1,12 @@
-"""Folders from before there was a `set.json`: numbered images with their settings inside, and a style file."""
+"""Folders without a `set.json`, from before there was one or since it was lost: what the images in them tell."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from style_aligned.files import parse_settings, read_texts
+from style_aligned.files import parse_settings, read_texts, slug
+from style_aligned.sets.names import plain_name
 from style_aligned.sets.records import UNALIGNED, Drawing, SetError, SetImage
 from style_aligned.sets.set_file import REFERENCE_FILE, REFERENCE_ID, SHEET_FILE, STYLE_FILE, SetState
 
@@ -12,14 +15,15 @@ NO_IMAGES = {REFERENCE_FILE, SHEET_FILE}
 
 
 def is_earlier_set(folder: Path) -> bool:
-    """Return whether a folder is of before: it has a style and the image of its reference."""
+    """Return whether a folder has what a set without `set.json` needs: a style and the image of its reference."""
     return (folder / STYLE_FILE).is_file() and (folder / REFERENCE_FILE).is_file()
 
 
 def adopt(folder: Path) -> SetState:
-    """Read a folder of before as a set. Nothing is written.
+    """Read a folder without `set.json` as a set. Nothing is written.
 
-    The images keep their names, and their numbers as ids.
+    The images keep their names, and their numbers as ids. What their prompts have beside what their names say is the
+    prefix and suffix of the set.
 
     Args:
         folder: The folder.
@@ -62,4 +66,24 @@ def adopt(folder: Path) -> SetState:
             unaligned=twin if (folder / twin).is_file() else "",
         )
         state.images[own_id] = SetImage(own_id, texts.get("prompt", ""), drawing)
+    state.prefix, state.suffix = _find_affixes(state.images.values())
+    state.compare = bool(state.images) and all(image.drawing.unaligned for image in state.images.values())
     return state
+
+
+def _find_affixes(images: Iterable[SetImage]) -> tuple[str, str]:
+    """Return the prefix and suffix that most prompts have beside what the names of their images say."""
+    found = Counter(_affixes_of(image) for image in images)
+    affixes, count = found.most_common(1)[0] if found else (("", ""), 0)
+    return affixes if 2 * count > found.total() else ("", "")
+
+
+def _affixes_of(image: SetImage) -> tuple[str, str]:
+    prompt, said = image.prompt, plain_name(image)
+    if said in (image.name, slug(prompt)):  # a name that people gave, or that says all
+        return "", ""
+    for start in reversed(range(len(prompt))):
+        for end in range(start + 1, len(prompt) + 1):
+            if slug(prompt[start:end]) == said:
+                return prompt[:start], prompt[end:]
+    return "", ""

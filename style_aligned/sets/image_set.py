@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -145,6 +146,11 @@ def open_set(folder: Path, *, new: SetState | None = None, wait: bool = False) -
         else:
             if is_earlier_set(folder):
                 state = adopt(folder)
+                warnings.warn(
+                    f"{folder} has no set.json, and gets one from what its images say: all but the sheet's title and"
+                    " the files of other adapters",
+                    stacklevel=3,
+                )
             elif new is not None:
                 state = new
             else:

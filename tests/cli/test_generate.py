@@ -256,16 +256,30 @@ def test_an_interruption_says_what_is_kept(
     assert run(*command)[1].startswith("0 new images in out (4 were there already)")
 
 
-def test_a_folder_of_before_opens_and_grows(run: Run, icons: Path) -> None:
+def test_a_set_goes_on_from_the_seed_of_its_reference(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("generate", *FOX, "a cat", "--seed", "5", "--output", out)[2] == ""
+    note = f"warning: {out} goes on in the style of its reference, which has seed 5"
+    assert note in run("generate", *FOX, "a cat", "a dog", "--output", out)[2]
+    assert run("generate", *FOX, "a cat", "--seed", "5", "--output", out)[2] == ""
+    assert_error(run("generate", *FOX, "a cat", "--seed", "6", "--output", out), "holds a set with seed 5, not 6: take")
+
+
+@pytest.mark.filterwarnings("always:.+ has no set.json:UserWarning")  # which the command line shows
+def test_a_folder_without_set_json_opens_and_grows(run: Run, icons: Path) -> None:
     (icons / "set.json").unlink()
     before = pictures(icons)
     assert run("show", icons)[0] == 0
     assert not (icons / "set.json").exists()
     command = ["generate", "--reference", *FOX, "--prompt", "a cat, neon sign", "--prompt", "a cow, neon sign"]
-    assert run(*command, "--output", icons)[1].startswith("1 new image in icons (1 was there already)")
+    _, output, error = run(*command, "--output", icons)
+    assert output.startswith("1 new image in icons (1 was there already)")
+    assert "warning: icons has no set.json, and gets one from what its images say: all but the sheet's title" in error
     after = pictures(icons)
-    assert after.pop("003-a-cow-neon-sign.png")
+    assert after.pop("003-a-cow.png")
     assert after == before
+    assert run("add", icons, "a hen")[0] == 0
+    assert read_texts(icons / "004-a-hen.png")["prompt"] == "a hen, neon sign"  # it knows its suffix
 
 
 def test_other_programs_files_are_never_overwritten(run: Run, icons: Path) -> None:
