@@ -68,18 +68,34 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
     wanted["prompt"] = source.text if style is None else style.prompt
     if style is not None:
         wanted["seed"] = style.seed
+    # what was not asked for then is not known until the reference is drawn; a style has all of its settings
+    is_planned = style is None and not image_set.settings_of(image_set.state.reference.drawing)
     for name, value in wanted.items():
-        if own.get(name) not in (None, value):
+        if own.get(name) != value and (is_planned or own.get(name) is not None):
             shown = {"num_inference_steps": "steps", "condition_scale": "guidance"}.get(name, name).replace("_", " ")
             raise SetError(
-                f"{image_set.folder} holds a set with {shown} {own[name]!r}, not {value!r}: take another"
+                f"{image_set.folder} holds a set with {shown} {_show(own.get(name))}, not {_show(value)}: take another"
                 f" --output, or add to it by style-aligned add {image_set.folder}"
             )
     mask = settings.get("reference_mask") if style is None else style.reference_mask
-    if mask is not None and "style" in own and own["reference_mask"] != digest_mask(prepare_mask(mask, own["size"])):
+    if (
+        mask is not None
+        and "reference_mask" in own
+        and own["reference_mask"] != digest_mask(prepare_mask(mask, own["size"]))
+    ):
         raise SetError(f"{image_set.folder} holds a set with another reference mask: take another --output")
     if style is not None and own.get("style") not in (None, style.digest):
         raise SetError(f"{image_set.folder} holds a set of another style: take another --output")
+
+
+def _show(value: Any) -> str:
+    match value:
+        case None:
+            return "by default"
+        case int(height), int(width):
+            return f"{width}x{height}"
+        case _:
+            return repr(value)
 
 
 def _own_settings(image_set: ImageSet) -> dict[str, Any]:
@@ -89,6 +105,8 @@ def _own_settings(image_set: ImageSet) -> dict[str, Any]:
     if not (made_with := image_set.settings_of(reference.drawing)):
         planned = image_set.state.style
         size = planned.get("size")
+        if image_set.style_path.is_file():
+            own["style"] = Style.load(image_set.style_path).digest
         return {**own, **planned, **planned.get("options", {}), "size": None if size is None else tuple(size)}
     width, _, height = str(made_with.get("size", "")).partition("x")
     return {

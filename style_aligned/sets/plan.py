@@ -22,10 +22,12 @@ class Plan:
     Attributes:
         new: The images that the set does not have yet.
         there: Those that it has.
+        ignored: What was asked for and those that are there do not have, such as a seed.
     """
 
     new: list[SetImage]
     there: list[SetImage]
+    ignored: list[str] = field(default_factory=list[str])
 
 
 def plan_images(
@@ -62,9 +64,13 @@ def plan_images(
     next_id, next_seed = state.next_id, seed
     digits = max(3, len(str(next_id + len(prompts))))
     new: list[SetImage] = []
+    ignored: list[str] = []
     for prompt in prompts:
         if (own := _take(by_prompt[prompt.text], prompt)) is not None:
             there.append(own)
+            asked = {"options": options, "pictures": prompt.inputs or inputs}
+            have = {"options": own.drawing.options, "pictures": own.drawing.inputs}
+            ignored += [name for name, value in asked.items() if value and value != have[name]]
             continue
         if prompt.name is not None and (other := names.get(prompt.name.casefold())) is not None:
             raise SetError(f"expected a new name for {prompt.text!r}, got {prompt.name!r}, that of {other.prompt!r}")
@@ -82,13 +88,20 @@ def plan_images(
         new.append(SetImage(next_id, prompt.text, drawing))
         names[name.casefold()] = new[-1]
         next_id += 1
-    return Plan(new, there)
+    if seed is not None and there and all(seed not in _seeds(image) for image in (*there, *new)):
+        ignored.append("seed")
+    return Plan(new, there, list(dict.fromkeys(ignored)))
+
+
+def _seeds(image: SetImage) -> set[int]:
+    """Return the seeds of all drawings of an image."""
+    return {drawing.seed for drawing in (image.drawing, *image.replaced)}
 
 
 def used_seeds(image_set: ImageSet) -> set[int]:
     """Return the seeds of all drawings of a set, replaced and removed ones too."""
     images = (image_set.state.reference, *image_set.state.images.values())
-    return {drawing.seed for image in images for drawing in (image.drawing, *image.replaced)}
+    return set[int]().union(*map(_seeds, images))
 
 
 def unused_seed(used: set[int], first: int) -> int:
@@ -169,11 +182,7 @@ def _is_own(image_set: ImageSet, image: SetImage) -> bool:
 
 def _take(images: list[SetImage], prompt: Prompt) -> SetImage | None:
     """Take the image of a prompt out of those that have it, if there is one: that of its name before others."""
-    fitting = [
-        image
-        for image in images
-        if prompt.seed is None or prompt.seed in {own.seed for own in (image.drawing, *image.replaced)}
-    ]
+    fitting = [image for image in images if prompt.seed is None or prompt.seed in _seeds(image)]
     found = next((image for image in fitting if image.name == prompt.name), fitting[0] if fitting else None)
     if found is not None:
         images.remove(found)

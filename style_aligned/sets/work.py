@@ -129,6 +129,12 @@ class Artist:
             describe_inputs(own, self._style.size)  # what is wrong with a picture is said before the set knows of it
         if self._style.is_complete and not self.image_set.style_path.is_file():
             self._style.save(self.image_set.style_path)
+        if plan.ignored:
+            names = ", ".join(image.name for image in plan.there[:4])
+            self.report.warn(
+                f"what is there keeps its {' and '.join(plan.ignored)}: {names}{', …' if len(plan.there) > 4 else ''}"
+                f" (style-aligned reroll {self.image_set.folder} draws images again)"
+            )
         self.image_set.commit(plan.new)
         self._remember_comparison()
         return plan
