@@ -31,7 +31,8 @@ def describe(error: BaseException) -> str:
     if format_message is not None:  # of a wrong option, such as typer.BadParameter
         context = getattr(error, "ctx", None)
         hint = f" (see {context.command_path} --help)" if context is not None else ""
-        return f"{format_message()}{hint}"
+        message = getattr(error, "message", "")
+        return message if message.startswith("expected ") else f"{format_message()}{hint}"
     if isinstance(error, OSError):
         name = error.filename if error.filename is not None else "output"
         return f"{name}: {(error.strerror or str(error)).lower()}"

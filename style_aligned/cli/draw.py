@@ -179,7 +179,7 @@ def add(
 
     Example: style-aligned add icons "a gem" "a potion"
     """
-    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
 
     from style_aligned.cli import run
 
@@ -224,7 +224,7 @@ def reroll(
 
     Example: style-aligned reroll icons key
     """
-    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
 
     from style_aligned.cli import run
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from style_aligned.cli import inputs, library
-from style_aligned.cli.options import ModelOptions
+from style_aligned.cli.options import ModelOptions, takes
 from style_aligned.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ FIGURES = ({"rows", "sets", "set_size"}, {"groups", "sets", "models"})  # some o
 PLOT = "evaluation"
 
 
+@takes()
 def evaluate(
     folders: Annotated[
         list[Path] | None,
@@ -88,7 +89,7 @@ def evaluate(
 
     Example: style-aligned evaluate icons --metrics palette
     """
-    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
     inputs.check_number("--guidance", guidance, minimum=-1000, maximum=1000)
     inputs.check_device(device)
     if output is not None:

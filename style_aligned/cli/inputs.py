@@ -4,9 +4,13 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import typer
+
+from style_aligned.words import show
 
 MAX_SIDE = 8192  # pixels
 MAX_SEED = 2**32 - 1
@@ -72,13 +76,62 @@ def parse_pixels(text: str | None) -> tuple[int, int] | None:
 def check_number(
     name: str, value: float | int | None, minimum: float | int = -math.inf, maximum: float | int = math.inf
 ) -> None:
-    """Check that a number is finite and in its range, if it is given: typer lets NaN pass any range."""
-    # the bounds first: an integer may be too large for a float
-    if value is not None and not (minimum <= value <= maximum and math.isfinite(value)):
+    """Check that a number is finite and in its range, if it is given."""
+    # an integer may be too large for a float
+    if value is not None and not (minimum <= value <= maximum and (isinstance(value, int) or math.isfinite(value))):
         bounds = f" of at least {minimum:.12g}" if math.isfinite(minimum) else ""
         bounds = f" of at most {maximum:.12g}" if math.isfinite(maximum) else bounds
         bounds = f" between {minimum:.12g} and {maximum:.12g}" if math.isfinite(maximum - minimum) else bounds
-        raise ValueError(f"expected {name} to be a finite number{bounds}, got {value}")
+        kind = "a whole number" if isinstance(value, int) else "a finite number"
+        raise ValueError(f"expected {name} to be {kind}{bounds}, got {value}")
+
+
+def read_number(
+    text: str | float | int, name: str, kind: type[Any], minimum: float | None = None, maximum: float | None = None
+) -> Any:
+    """Read a number.
+
+    Args:
+        text: The text, or the number.
+        name: The option that it is given by.
+        kind: `int` or `float`.
+        minimum: The least number.
+        maximum: The largest number.
+
+    Raises:
+        typer.BadParameter: If it is none, or out of its range.
+    """
+    try:
+        number = kind(text)
+    except ValueError:
+        whole = "a whole number" if kind is int else "a number"
+        raise typer.BadParameter(f"expected {name} to be {whole}, got {show(text)}") from None
+    if minimum is None and maximum is None:  # it has a check of its own
+        return number
+    try:
+        check_number(name, number, -math.inf if minimum is None else minimum, math.inf if maximum is None else maximum)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return number
+
+
+def read_choice(text: str, name: str, kind: type[Enum]) -> Enum:
+    """Read one of the values of an enumeration.
+
+    Args:
+        text: The text, or the value.
+        name: The option that it is given by.
+        kind: The enumeration.
+
+    Raises:
+        typer.BadParameter: If it is none of them.
+    """
+    try:
+        return kind(text)
+    except ValueError:
+        *others, last = [str(choice.value) for choice in kind]
+        expected = f"{', '.join(others)} or {last}"
+        raise typer.BadParameter(f"expected {name} to be {expected}, got {show(text)}") from None
 
 
 def check_device(device: str, option: str = "--device") -> None:

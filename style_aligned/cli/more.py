@@ -26,7 +26,7 @@ def demo(
 
     Example: style-aligned demo --output demo.png
     """
-    inputs.check_number("--seed", seed, maximum=inputs.MAX_SEED)
+    inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
     inputs.check_output_file(output)
 
     from style_aligned.files import describe_picture, is_replaceable, write_png

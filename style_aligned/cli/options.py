@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import typer
 
@@ -222,7 +222,7 @@ class ReferenceOptions:
 
     def check(self) -> None:
         """Check what can be checked without PyTorch."""
-        inputs.check_number("--seed", self.seed, maximum=inputs.MAX_SEED)
+        inputs.check_number("--seed", self.seed, minimum=0, maximum=inputs.MAX_SEED)
         inputs.check_number("--guidance", self.guidance, minimum=-1000, maximum=1000)
         inputs.parse_size(self.size)
         inputs.check_text(self.negative or "", "--negative")
@@ -374,12 +374,37 @@ def takes(**groups: type[Any]) -> Callable[[Command], Command]:
         ]
         for group in expanded.values():
             parameters += group
+        for parameter in parameters:
+            _read_here(parameter)
         vars(run)["__signature__"] = inspect.Signature(parameters)
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {}
         return run  # pyright: ignore[reportReturnType]
 
     return decorate
+
+
+def _read_here(parameter: inspect.Parameter) -> None:
+    """Have the values of a parameter read by `inputs`, whose errors say what was given and what is expected."""
+    annotation, option = get_args(parameter.annotation)
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if isinstance(kind, type)]
+    declared = [text.partition("/")[0] for text in option.param_decls or () if text.startswith("--")]
+    name = declared[0] if declared else f"--{parameter.name.replace('_', '-')}"
+    for kind in kinds:
+        if kind in (int, float):
+            option.parser = partial(inputs.read_number, name=name, kind=kind, minimum=option.min, maximum=option.max)
+        elif issubclass(kind, Enum):
+            option.parser = partial(inputs.read_choice, name=name, kind=kind)
+            option.autocompletion = _completion(kind)
+
+
+def _completion(kind: type[Enum]) -> Callable[[str], list[str]]:
+    """Return what completes the values of an enumeration in a shell."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice.value for choice in kind if choice.value.startswith(incomplete)]
+
+    return complete
 
 
 @cache

@@ -198,7 +198,7 @@ def test_an_evaluation_replaces_evaluations_only(
 
 @pytest.mark.parametrize("option", ["--sets", "--set-size"])
 def test_evaluations_of_one_image_or_set_are_refused(run: Run, loads: list[Any], option: str) -> None:
-    assert_error(run("evaluate", option, "1"), f"Invalid value for '{option}': .*2")
+    assert_error(run("evaluate", option, "1"), f"expected {option} to be a whole number of at least 2, got 1$")
     assert loads == []
 
 

@@ -116,7 +116,9 @@ def test_export(run: Run, icons: Path) -> None:
     code, _, error = run("export", icons, "--to", "rest")
     assert (code, "warning: 1 missing: 001-a-cat; style-aligned add icons draws what is missing" in error) == (0, True)
     assert_error(run("export", icons, "--to", "x", "--size", "0"), "expected --size to be WIDTHxHEIGHT in pixels")
-    assert_error(run("export", icons, "--to", "x", "--format", "gif"), "--format")
+    assert_error(
+        run("export", icons, "--to", "x", "--format", "gif"), "expected --format to be png, webp or jpg, got 'gif'$"
+    )
 
 
 def test_names_of_exports_leave_out_articles(run: Run, icons: Path) -> None:

@@ -68,7 +68,7 @@ def test_workers_that_cannot_be(
             ["--workers", "2"],
             "expected Ray to be installed, which hands work to workers: pip install 'style-aligned[ray]'",
         ),
-        (["--workers", "0"], "Invalid value for '--workers'"),
+        (["--workers", "0"], "expected --workers to be a whole number of at least 1, got 0"),
         (["--gpus-per-worker", "1"], "expected no --gpus-per-worker without --workers or --ray"),
     ],
 )
