@@ -91,6 +91,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._is_injected = False
         self._adapters: list[AttentionAdapter | GroupNorm] = []
         self._hooks: list[RemovableHandle] = []
+        self._is_in_pass = False
         self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -182,7 +183,10 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
         self._adapters = [*self._adapt_attentions(), *self._adapt_group_norms()]
-        self._hooks = [unet.register_forward_pre_hook(self._before_pass) for unet in self._find_unets()]
+        for unet in self._find_unets():
+            self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
+            self._hooks.append(unet.register_forward_hook(self._after_pass))
+        self._is_in_pass = False
         super().inject(parent)
         self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
@@ -205,8 +209,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         chains: list[fl.Chain] = [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
         for chain in chains:
             chain.provider.contexts.pop(CONTEXT, None)
-        for unet in self._find_unets():
-            reset_residuals(unet)
+        self._forget_unfinished_pass()
         super().eject()
         self._adapters, self._hooks, self._is_injected = [], [], False
 
@@ -278,6 +281,11 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError("expected one reference beside query_guidance, got several")
         for bank, _ in weighted:
             bank.check_recorded(self.target, self._recorded_options())
+        if len(counts := {bank.groups for bank, _ in weighted}) > 1:
+            raise ValueError(
+                f"expected banks with the same number of references, got {' and '.join(map(str, sorted(counts)))}:"
+                " record all of them with guidance, or none"
+            )
         with self._in_mode("replay", [bank for bank, _ in weighted], [share for _, share in weighted]):
             yield
 
@@ -351,14 +359,14 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         options: dict[str, Any] = {name: self._options[name] for name in names}
         places = find_self_attentions(self.target) if any(options.values()) else []
         for place, is_alone in zip(places, only_self(len(places), level=self.only_self_level), strict=True):
-            attention = find_attention(place.layer)
+            attention, parent = find_attention(place.layer)
             if is_alone:
                 continue
             if self.full_attention_share:
                 adapter = FullySharedAttentionAdapter(attention, place.name)
             else:
                 adapter = SharedAttentionAdapter(attention, place.name, **options)
-            adapters.append(adapter.inject(place.layer))
+            adapters.append(adapter.inject(parent))
         return adapters
 
     def _adapt_group_norms(self) -> list[GroupNorm]:
@@ -370,13 +378,14 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         return shared
 
     def _before_pass(self, unet: fl.Chain, inputs: tuple[Tensor]) -> None:
-        """Have a U-Net begin a pass as a fresh one, and check the rows of its input before anything is computed.
+        """Forget what an interrupted pass has left, and check the rows of the input before anything is computed.
 
         Raises:
             ValueError: If the latents are not of rank 4, if their rows are not laid out as `set_size` says, or if
                 targets do not fit the references that were recorded.
         """
-        reset_residuals(unet)
+        self._forget_unfinished_pass()
+        self._is_in_pass = True
         x, sharing = inputs[0], self._sharing
         if x.ndim != 4:
             raise ValueError(
@@ -401,6 +410,15 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 self._checked_rows = len(x)
         if mask is not None:
             mask.fit(*x.shape[-2:])
+
+    def _after_pass(self, *_: object) -> None:
+        self._is_in_pass = False
+
+    def _forget_unfinished_pass(self) -> None:
+        if self._is_in_pass:
+            for unet in self._find_unets():
+                reset_residuals(unet)
+            self._is_in_pass = False
 
 
 def is_adapted(layer: object) -> bool:

@@ -1,6 +1,9 @@
 """Attention that is shared with the reference."""
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -76,42 +79,52 @@ class SharedAttention(fl.Chain):
                 return self[0](query, key, value)
             log_weights = key.new_tensor(min(max(log_weights, limits.min), limits.max)).expand(key.shape[1] - tokens)
         bias = torch.cat((key.new_zeros(tokens), log_weights.clamp(limits.min, limits.max).to(dtype=key.dtype)))
-        return biased_attention(self.ensure_find(fl.ScaledDotProductAttention), query, key, value, bias)
+        with bias_scores(self.ensure_find(fl.ScaledDotProductAttention), bias):
+            return self[0](query, key, value)  # with what other adapters have put around it
 
 
-def biased_attention(
-    attention: fl.ScaledDotProductAttention,
-    query: Float[Tensor, "rows tokens dim"],
-    key: Float[Tensor, "rows keys dim"],
-    value: Float[Tensor, "rows keys dim"],
+@contextmanager
+def bias_scores(attention: fl.ScaledDotProductAttention, bias: Float[Tensor, "keys"]) -> Generator[None, None, None]:
+    """Have an attention add something to the scores of each key, for as long as the context lasts.
+
+    Args:
+        attention: The attention.
+        bias: What is added to the scores of each key.
+    """
+    dot_product = attention.dot_product
+    attention.dot_product = partial(biased_dot_product, bias=bias, is_optimized=attention.is_optimized)
+    try:
+        yield
+    finally:
+        attention.dot_product = dot_product
+
+
+def biased_dot_product(
+    query: Float[Tensor, "rows heads tokens dim"],
+    key: Float[Tensor, "rows heads keys dim"],
+    value: Float[Tensor, "rows heads keys dim"],
+    is_causal: bool = False,
+    *,
     bias: Float[Tensor, "keys"],
-) -> Float[Tensor, "rows tokens dim"]:
+    is_optimized: bool,
+) -> Float[Tensor, "rows heads tokens dim"]:
     """Compute attention with something added to the scores of each key.
 
     Args:
-        attention: The attention whose heads, slices and way of computing are taken.
         query: The queries.
         key: The keys.
         value: The values.
+        is_causal: False: attentions that are causal do not share.
         bias: What is added to the scores of each key. Fused attention adds it as it goes: the scores of all queries
             are never laid out in memory.
+        is_optimized: Whether to take PyTorch's fused attention.
     """
-
-    def heads(x: Tensor) -> Tensor:
-        return x.reshape(*x.shape[:2], attention.num_heads, -1).transpose(1, 2)
-
-    key, value = heads(key), heads(value)
-    attended: list[Tensor] = []
-    parts: list[Tensor] = list(torch.split(heads(query), attention.slice_size or query.shape[1], dim=-2))
-    for part in parts:
-        if attention.is_optimized:
-            # a row of scores for all the queries: broadcast, it stays that small
-            mask = bias.expand(part.shape[-2], -1)
-            attended.append(scaled_dot_product_attention(part, key, value, attn_mask=mask))
-        else:
-            scores = (part @ key.transpose(-1, -2)).float() / math.sqrt(part.shape[-1]) + bias
-            attended.append(scores.softmax(dim=-1).to(dtype=value.dtype) @ value)
-    return torch.cat(attended, dim=-2).transpose(1, 2).flatten(start_dim=-2)
+    if is_optimized:
+        # a row of scores for all the queries: broadcast, it stays that small
+        mask = bias.expand(query.shape[-2], -1)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1]) + bias
+    return scores.softmax(dim=-1).to(dtype=value.dtype) @ value
 
 
 class FullySharedAttention(fl.Chain):

@@ -36,8 +36,10 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
         self._target = [target]
 
     def eject(self) -> None:
-        """Put the original normalization back."""
-        self.ensure_parent.replace(self, self._target[0])
+        """Put the original normalization back, with the parameters of now: others may have been loaded."""
+        (target,) = self._target
+        target.weight, target.bias = self.weight, self.bias
+        self.ensure_parent.replace(self, target)
 
     def structural_copy(self) -> fl.GroupNorm:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the original normalization: what is copied is the plain model."""

@@ -74,6 +74,11 @@ class ReferenceBank:
         """The memory that it takes, in bytes."""
         return sum(x.nbytes for references in self._references.values() for x in references.tensors.values())
 
+    @property
+    def groups(self) -> int:
+        """The number of references: rows of the batch that was recorded, or those of them that share."""
+        return next((references.groups for references in self._references.values()), 0)
+
     def clear(self) -> None:
         """Forget what was recorded."""
         self.latents_shape = None

@@ -1,5 +1,7 @@
 """One sub-adapter for each self-attention."""
 
+from typing import Any
+
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
@@ -7,8 +9,23 @@ from torch import Tensor, cat
 
 from style_aligned.adapter.attention import FullySharedAttention, SharedAttention
 from style_aligned.adapter.layers import StyleAligned
+from style_aligned.adapter.places import walk
 from style_aligned.adapter.reference_bank import References
 from style_aligned.adapter.sharing import get_sharing
+
+OF_ATTENTION = ("num_heads", "is_causal", "is_optimized", "slice_size", "dot_product")
+
+
+def _of_target(name: str) -> Any:
+    """Return a property that is the attribute of an adapter's target."""
+
+    def read(adapter: "AttentionAdapter") -> Any:
+        return getattr(adapter.target, name)
+
+    def write(adapter: "AttentionAdapter", value: Any) -> None:
+        setattr(adapter.target, name, value)
+
+    return property(read, write)
 
 
 class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -37,12 +54,14 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             layers: The layers that take its place, and hold it.
         """
         self._place = place
+        own = {name: getattr(target, name) for name in OF_ATTENTION}
         with self.setup_adapter(target):
             super().__init__(*layers)
-        self.num_heads = target.num_heads
-        self.is_optimized = target.is_optimized
-        self.slice_size = target.slice_size
-        self.dot_product = target.dot_product
+        for name, value in own.items():  # where the initializer of `ScaledDotProductAttention` has put its defaults
+            setattr(self, name, value)
+
+    # who sets one, such as `slice_size`, sets that of the attention that computes
+    num_heads, is_causal, is_optimized, slice_size, dot_product = map(_of_target, OF_ATTENTION)
 
     def structural_copy(self) -> fl.ScaledDotProductAttention:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the original attention: what is copied is the plain model."""
@@ -154,17 +173,17 @@ class FullySharedAttentionAdapter(AttentionAdapter):
         super().__init__(target, place, FullySharedAttention(target))
 
 
-def find_attention(self_attention: fl.SelfAttention) -> fl.ScaledDotProductAttention:
-    """Find the attention of a self-attention.
+def find_attention(self_attention: fl.SelfAttention) -> tuple[fl.ScaledDotProductAttention, fl.Chain]:
+    """Find the attention of a self-attention, and the chain that holds it: an adapter may be around it.
 
     Args:
         self_attention: The self-attention.
 
     Raises:
-        ValueError: If there is not exactly one, or if it is causal or adapted already.
+        ValueError: If there is not exactly one, or if it is causal.
     """
-    attentions = [layer for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention)]
-    if len(attentions) != 1 or attentions[0].is_causal:
+    attentions = list(walk(self_attention, fl.ScaledDotProductAttention))
+    if len(attentions) != 1 or attentions[0][0].is_causal:
         raise ValueError(
             "expected self-attentions with one ScaledDotProductAttention that is not causal,"
             f" got {self_attention.get_path()}"

@@ -157,6 +157,21 @@ class TestBlend:
         with pytest.raises(ValueError, match=r"expected (a weight for each bank|weights of at least 0)"):
             adapter.replay(*banks, weights=weights).__enter__()
 
+    def test_banks_of_other_row_counts(self) -> None:
+        chain = blocks()
+        adapter = StyleAlignedAdapter(chain).inject()
+        banks = [ReferenceBank(), ReferenceBank()]
+        for bank, rows in zip(banks, (2, 1), strict=True):
+            with adapter.record(bank):
+                run(chain, features(rows, 10, 16))
+        message = (
+            "expected banks with the same number of references, got 1 and 2: record all of them with guidance, or none"
+        )
+        with pytest.raises(ValueError, match=message):
+            adapter.replay(*banks).__enter__()
+        with adapter.replay(*banks, weights=(1.0, 0.0)):  # it does not count
+            run(chain, features(4, 10, 16))
+
 
 class TestWindows:
     def test_a_strength_for_each_layer(self) -> None:

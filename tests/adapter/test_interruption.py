@@ -88,6 +88,27 @@ def test_record_and_replay_go_on(random_mini: Mini) -> None:
             assert torch.equal(run(model, 2, seed=1), expected)
 
 
+def test_residuals_of_the_caller_stay(random_mini: Mini) -> None:
+    plain = run(random_mini, 2)
+    residuals = [0.0] * len(random_mini.unet.use_context("unet")["residuals"])
+    residuals[0] = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
+
+    def controlled() -> Tensor:
+        random_mini.unet.set_context("unet", {"residuals": list(residuals)})
+        return run(random_mini, 2)
+
+    expected = controlled()
+    assert not torch.allclose(expected, plain)
+    with StyleAlignedAdapter(random_mini.unet, strength=0.0) as adapter:
+        assert torch.equal(controlled(), expected)
+        with stop_at(random_mini.unet, KeyboardInterrupt, fl.SelfAttention, 3):
+            run(random_mini, 2)
+        assert torch.equal(run(random_mini, 2), plain)
+        random_mini.unet.set_context("unet", {"residuals": list(residuals)})
+        adapter.eject()
+        assert torch.equal(run(random_mini, 2), expected)
+
+
 def test_residuals_are_reset_without_the_adapter(random_mini: Mini) -> None:
     expected = run(random_mini, 2)
     with stop_at(random_mini.unet, KeyboardInterrupt, fl.SelfAttention, 3):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from refiners.fluxion import layers as fl
+from refiners.fluxion.adapters import Adapter
 from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
@@ -17,7 +18,7 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion
 )
 from torch import Tensor
 
-from style_aligned import StyleAligned, StyleAlignedAdapter
+from style_aligned import ReferenceBank, StyleAligned, StyleAlignedAdapter
 from style_aligned.models.mini import Mini
 from style_aligned.models.solvers import sample_noise
 from tests.chains import snapshot
@@ -98,6 +99,50 @@ def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Call
     ours.eject()
     for one, another in ((both, aligned), (both, other_alone), (both, plain)):
         assert relative_error(one[1:], another[1:]) > 1e-4
+
+
+class Doubled(fl.Chain, Adapter[fl.ScaledDotProductAttention]):
+    """Something that others may put around an attention."""
+
+    def __init__(self, target: fl.ScaledDotProductAttention) -> None:
+        with self.setup_adapter(target):
+            super().__init__(target, fl.Multiply(2.0))
+
+
+@pytest.mark.parametrize("ours_first", [False, True])
+@pytest.mark.parametrize("way", ["strength", "mask", "several references"])
+def test_what_is_around_an_attention_counts(way: str, ours_first: bool) -> None:
+    chain = fl.Chain(fl.SelfAttention(embedding_dim=16, num_heads=2, use_bias=False))
+    x = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    self_attention = chain.layer("SelfAttention", fl.SelfAttention)
+    adapter = StyleAlignedAdapter(chain, set_size=3)
+    before = snapshot(chain)
+
+    def aligned() -> Tensor:
+        adapter.strength = 1.0 if way == "mask" else 2.0
+        adapter.reference_mask = torch.tensor([[0.25, 1.0]]).repeat(4, 2) if way == "mask" else None
+        if way != "several references":
+            return chain(x)[1:]
+        banks = [ReferenceBank(), ReferenceBank()]
+        for bank, reference in zip(banks, x, strict=False):
+            with adapter.record(bank):
+                chain(reference[None])
+        with adapter.replay(*banks, weights=[1.0, 3.0]):
+            return chain(x[2:])
+
+    bias = self_attention.layer(-1, fl.Linear).bias
+    with adapter:
+        expected = 2 * (aligned() - bias) + bias
+    if ours_first:
+        adapter.inject()
+    attention = self_attention.ensure_find(fl.ScaledDotProductAttention)
+    around = Doubled(attention).inject(self_attention)
+    if not ours_first:
+        adapter.inject()
+    assert relative_error(aligned(), expected) < 1e-5
+    for one in (around, adapter) if ours_first else (adapter, around):
+        one.eject()
+    assert snapshot(chain) == before
 
 
 def test_ejection_from_under_another_adapter(model: Mini) -> None:
