@@ -58,10 +58,11 @@ class ExtraOptions:
         ),
     ] = None
     control: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE[:SCALE]",
-            help="A ControlNet (Stable Diffusion 1.5) or T2I-Adapter, for --control-image. The reference does without.",
+            help="A ControlNet (Stable Diffusion 1.5) or T2I-Adapter, for --control-image. Repeat it for several. The"
+            " reference does without.",
         ),
     ] = None
     preset: Annotated[
@@ -89,8 +90,7 @@ class ExtraOptions:
         if self.image_prompt_scale is not None and not given:
             raise ValueError("expected no --image-prompt-scale without --image-prompt")
         files |= {f"--lora {text}": parse_scaled(text, "--lora")[0] for text in self.lora or ()}
-        if self.control is not None:
-            files[f"--control {self.control}"] = parse_scaled(self.control, "--control")[0]
+        files |= {f"--control {text}": parse_scaled(text, "--control")[0] for text in self.control or ()}
         for name, value in files.items():
             if value is not None and not Path(value).expanduser().exists():
                 raise ValueError(f"{name}: expected a file, got {value!r}, which is not there")
@@ -110,10 +110,11 @@ class ExtraOptions:
                 "image_prompt_scale": 1.0 if self.image_prompt_scale is None else self.image_prompt_scale,
             }
         loras = [_from_anywhere(text, "--lora") for text in self.lora or ()]
+        control = [_from_anywhere(text, "--control") for text in self.control or ()]
         given: dict[str, Any] = {
             **({"loras": loras} if loras else {}),
             **image_prompt,
-            **({"control": _from_anywhere(self.control, "--control")} if self.control else {}),
+            **({"control": control} if control else {}),
             **({"preset": self.preset.value} if self.preset else {}),
             **({"solver": self.solver.value} if self.solver else {}),
         }

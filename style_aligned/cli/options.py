@@ -289,16 +289,18 @@ class InitOptions:
         str | None, typer.Option(metavar="PICTURE", help="Draw only what is white here anew, and keep the rest.")
     ] = None
     control_image: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="PICTURE", help="Have the images follow this picture, by --control.", rich_help_panel=OTHER_ADAPTERS
+            metavar="PICTURE",
+            help="Have the images follow this picture, by --control. Repeat it in the order of several of them.",
+            rich_help_panel=OTHER_ADAPTERS,
         ),
     ] = None
 
     def check(self) -> None:
         """Check the number, and that pictures are there."""
-        pictures = {"--init": self.init, "--init-mask": self.init_mask, "--control-image": self.control_image}
-        for name, path in pictures.items():
+        pictures = [("--init", self.init), ("--init-mask", self.init_mask)]
+        for name, path in [*pictures, *(("--control-image", path) for path in self.control_image or ())]:
             if path is not None and not Path(path).expanduser().is_file():
                 raise ValueError(f"expected {name} to be a picture, got {path!r}, which is not there")
         if self.init_strength is not None and not 0 < self.init_strength <= 1:
@@ -313,7 +315,7 @@ class InitOptions:
             "init": self.init and from_anywhere(self.init),
             "init_strength": self.init_strength,
             "init_mask": self.init_mask and from_anywhere(self.init_mask),
-            "control": self.control_image and from_anywhere(self.control_image),
+            "control": [from_anywhere(path) for path in self.control_image] if self.control_image else None,
         }
         return {name: value for name, value in paths.items() if value is not None}
 

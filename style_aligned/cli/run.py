@@ -172,8 +172,9 @@ def reroll(
 ) -> None:
     """Draw images of a set again."""
     state = read_image_set(folder).state
-    find_images(state.current, names)
     extras = extra_options.resolve(state.extras)
+    found = find_images(state.current, names)
+    check_control(extras, {image.prompt: init.given or image.drawing.inputs for image in found})
     with (
         _busy_set(folder) as image_set,
         workers.load(_name_of(image_set, model), model, draw, extras) as (loaded, backend),

@@ -1,8 +1,8 @@
-"""Pictures that images follow by a control model: edges, depth, a pose."""
+"""Pictures that images follow by control models: edges, depth, a pose."""
 
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,30 +11,35 @@ from PIL import Image
 from torch import Tensor
 
 from style_aligned.files import digest_picture
-from style_aligned.models.extras.control import ControlModel, control_of
+from style_aligned.models.extras.control import ControlModel, controls_of
 from style_aligned.models.model import Model
 from style_aligned.styles.picture import fit_picture, open_picture
 from style_aligned.words import show
 
 Picture = str | Path | Image.Image
+Pictures = Picture | Sequence[Picture]
+"""The pictures of one image: one, or one for each control model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Control:
-    """A control model, and the picture for each image.
+    """Control models, and the pictures for each image.
 
     Attributes:
-        model: The control model.
-        pictures: The pictures, of the size of the images.
+        models: The control models.
+        pictures: For each image a picture for each control model, of the size of the images.
     """
 
-    model: ControlModel
-    pictures: list[Image.Image]
-    _conditions: dict[int, tuple[Tensor, ...]] = field(default_factory=dict[int, tuple[Tensor, ...]])
+    models: list[ControlModel]
+    pictures: list[list[Image.Image]]
+    _conditions: dict[tuple[int, int], tuple[Tensor, ...]] = field(
+        default_factory=dict[tuple[int, int], tuple[Tensor, ...]]
+    )
 
-    def describe(self, index: int) -> dict[str, Any]:
-        """Return what has to be known of an image's control to draw the same again."""
-        return {**self.model.describe(), "picture": digest_picture(self.pictures[index])}
+    def describe(self, index: int) -> list[dict[str, Any]]:
+        """Return what has to be known of an image's control to draw the same again, for each control model."""
+        pairs = zip(self.models, self.pictures[index], strict=True)
+        return [{**model.describe(), "picture": digest_picture(picture)} for model, picture in pairs]
 
     @contextmanager
     def of_chunk(self) -> Generator[None]:
@@ -52,50 +57,64 @@ class Control:
             images: Their indices.
             halves: The number of guidance halves.
         """
-        for index in images:
-            key = id(self.pictures[index])  # one that many images follow is computed once
-            if key not in self._conditions:
-                self._conditions[key] = self.model.condition(self.pictures[index])
-        conditions = [self._conditions[id(self.pictures[index])] for index in images]
-        with self.model.on(conditions, halves=halves):
+        with ExitStack() as stack:
+            for number, model in enumerate(self.models):
+                conditions = [self._condition(number, self.pictures[index][number]) for index in images]
+                stack.enter_context(model.on(conditions, halves=halves))
             yield
+
+    def _condition(self, number: int, picture: Image.Image) -> tuple[Tensor, ...]:
+        """Return what a control model takes of a picture: one that many images follow is computed once."""
+        key = number, id(picture)
+        if key not in self._conditions:
+            self._conditions[key] = self.models[number].condition(picture)
+        return self._conditions[key]
 
 
 def read_control(
-    model: Model, control: Picture | Sequence[Picture] | None, *, count: int, size: tuple[int, int]
+    model: Model, control: Picture | Sequence[Pictures] | None, *, count: int, size: tuple[int, int]
 ) -> Control | None:
     """Read the pictures that images follow. What is done to one is said in a warning.
 
     Args:
         model: The model.
-        control: A picture for all images, or one for each.
+        control: A picture for all images, or for each image one or a list with one for each control model.
         count: The number of images.
         size: Their height and width, in pixels.
 
     Raises:
-        ValueError: If there is no control model beside the model, or one and no pictures, too few pictures, or one
-            that cannot be read.
+        ValueError: If there is no control model beside the model, or one and no pictures, another number of pictures
+            than of images or of control models, or a picture that cannot be read.
     """
-    control_model = control_of(model)
-    if control is None and control_model is None:
+    models = controls_of(model)
+    if control is None and not models:
         return None
-    if control_model is None:
+    if not models:
         raise ValueError("expected a control model for control: Extras(model, control=FILE) puts one beside a model")
     if control is None:
         raise ValueError("expected a picture for each image by control, as there is a control model, got none")
     given = [control] * count if isinstance(control, str | Path | Image.Image) else list(control)
     if len(given) != count:
         raise ValueError(f"expected one control, or one for each of {count} prompts, got {len(given)}")
-    read: dict[Any, Image.Image] = {}
-    pictures: list[Image.Image] = []
-    for index, picture in enumerate(given):
-        if picture is None:  # pyright: ignore[reportUnnecessaryComparison]
+    lists: list[list[Picture]] = []
+    for index, own in enumerate(given):
+        if own is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise ValueError(f"expected a picture for each image by control, got none at index {index}")
-        key = id(picture) if isinstance(picture, Image.Image) else str(picture)
-        if key not in read:
-            read[key] = fit_control(picture, size)
-        pictures.append(read[key])
-    return Control(control_model, pictures)
+        lists.append([own] if isinstance(own, str | Path | Image.Image) else list(own))
+        if len(lists[-1]) != len(models):
+            raise ValueError(
+                f"expected a control picture for each of {len(models)} control model{'' if len(models) == 1 else 's'},"
+                f" got {len(lists[-1])} at index {index}"
+            )
+    read: dict[Any, Image.Image] = {}
+    for picture in (picture for own in lists for picture in own):
+        if _key(picture) not in read:
+            read[_key(picture)] = fit_control(picture, size)
+    return Control(models, [[read[_key(picture)] for picture in own] for own in lists])
+
+
+def _key(picture: Picture) -> int | str:
+    return id(picture) if isinstance(picture, Image.Image) else str(picture)
 
 
 def fit_control(picture: Picture, size: tuple[int, int]) -> Image.Image:

@@ -23,7 +23,7 @@ from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import INIT_STRENGTH, SETTINGS, check_seed
-from style_aligned.sampling.control import Control, read_control
+from style_aligned.sampling.control import Control, Pictures, read_control
 from style_aligned.sampling.init import Init, Picture, Start, read_inits
 from style_aligned.sampling.progress import show_progress
 from style_aligned.sampling.samples import Sample, Samples
@@ -51,7 +51,7 @@ def generate(
     init: Picture | Sequence[Picture | None] | None = None,
     init_strength: float | int | Sequence[float | int] = INIT_STRENGTH,
     init_mask: Picture | Sequence[Picture | None] | None = None,
-    control: Picture | Sequence[Picture] | None = None,
+    control: Picture | Sequence[Pictures] | None = None,
     aligned: bool = True,
     batch_size: int = 4,
     chunk_size: int = 32,
@@ -82,8 +82,9 @@ def generate(
         init_strength: How much of the way from the picture is done, above 0 and up to 1, for all images or for each.
         init_mask: What is drawn anew, white there, for all images or for each; the rest is kept. None means all of it.
         control: A picture that images follow by the control model that
-            [`Extras`][style_aligned.models.extras.Extras] has put beside the model, or one for each. The reference is
-            drawn without it. A picture of another size is cropped to its middle, and that is said.
+            [`Extras`][style_aligned.models.extras.Extras] has put beside the model, or one for each. With several
+            control models, each image has a list with a picture for each of them. The reference is drawn without it. A
+            picture of another size is cropped to its middle, and that is said.
         aligned: Whether the images follow the reference. Without it, they are what the model draws with the same noise
             and settings, to compare with.
         batch_size: The number of images that go through the U-Net at a time. It is halved, with a warning, if there is

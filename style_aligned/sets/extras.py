@@ -1,4 +1,4 @@
-"""What goes beside StyleAligned in a set: LoRAs, an image prompt, a control model, another solver."""
+"""What goes beside StyleAligned in a set: LoRAs, an image prompt, control models, another solver."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
     Args:
         model: The model.
         settings: `loras` with the path and scale of each; `ip_adapter`, `image_encoder` and `image_prompt` with their
-            paths, and `image_prompt_scale`; `control` with the path and scale of a control model; the name of a
+            paths, and `image_prompt_scale`; `control` with the path and scale of each control model; the name of a
             `preset` or a `solver`. Each may be missing.
 
     Raises:
@@ -24,7 +24,8 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
         ValueError: If the picture cannot be read, or the model does not take what is asked for.
     """
     given = {name: value for name, value in settings.items() if name not in ("preset", "solver")}
-    given["loras"] = [(path, scale) for path, scale in settings.get("loras", ())]
+    for name in ("loras", "control"):
+        given[name] = [(path, scale) for path, scale in settings.get(name, ())]
     if "image_prompt" in given:
         given["image_prompt"], notes = open_picture(given["image_prompt"])
         for note in notes:
@@ -33,7 +34,5 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
         use_preset(model, settings["preset"])
     if "solver" in settings:
         use_solver(model, settings["solver"])
-    if "control" in given:
-        given["control"], given["control_scale"] = given["control"]
-    if given["loras"] or "ip_adapter" in given or "control" in given:
+    if given["loras"] or given["control"] or "ip_adapter" in given:
         Extras(model, **given).inject()

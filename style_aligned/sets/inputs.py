@@ -1,4 +1,4 @@
-"""What goes into an image of a set beside its prompt and its seed: a picture that it starts from, or that it follows.
+"""What goes into an image of a set beside its prompt and its seed: a picture that it starts from, or those it follows.
 
 A record has the paths of pictures. The image's own settings have their digests instead.
 """
@@ -6,7 +6,7 @@ A record has the paths of pictures. The image's own settings have their digests 
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from style_aligned.files import digest_picture
 from style_aligned.options import INIT_STRENGTH, check_init_strength
@@ -32,11 +32,21 @@ def check_inputs(inputs: Mapping[str, Any], folder: Path = Path()) -> dict[str, 
             raise ValueError(f"expected an init beside {name}, got none")
         if name == "init_strength":
             check_init_strength(value)
-        elif not isinstance(value, str) or not (folder / value).expanduser().is_file():
-            raise ValueError(f"expected {name} to be a picture, got {value!r}, which is not there")
+        elif name == "control":  # one for each control model
+            given[name] = [_find_picture(name, path, folder) for path in _paths(value)]
         else:
-            given[name] = str((folder / value).expanduser().resolve())
+            given[name] = _find_picture(name, value, folder)
     return given
+
+
+def _paths(value: Any) -> list[Any]:
+    return cast(list[Any], value) if isinstance(value, list) else [value]
+
+
+def _find_picture(name: str, value: Any, folder: Path) -> str:
+    if not isinstance(value, str) or not (folder / value).expanduser().is_file():
+        raise ValueError(f"expected {name} to be a picture, got {value!r}, which is not there")
+    return str((folder / value).expanduser().resolve())
 
 
 def generate_arguments(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -47,7 +57,7 @@ def generate_arguments(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if not any(inputs):
         return {}
-    for path in (own[name] for own in inputs for name in PICTURES if name in own):
+    for path in (path for own in inputs for name in PICTURES if name in own for path in _paths(own[name])):
         if not Path(path).is_file():
             raise SetError(f"expected the picture {path}, which an image is made from, but it is gone")
     given = {name: [own.get(name) for own in inputs] for name in PICTURES if any(name in own for own in inputs)}
@@ -72,22 +82,27 @@ def describe_inputs(inputs: Mapping[str, Any], size: tuple[int, int]) -> dict[st
         if "control" in inputs:
             from style_aligned.sampling.control import fit_control
 
-            described["control"] = {"picture": digest_picture(fit_control(inputs["control"], size))}
+            described["control"] = [{"picture": digest_picture(fit_control(path, size))} for path in inputs["control"]]
     return described
 
 
 def check_control(extras: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Check that there is a control picture for each image, if the set has a control model.
+    """Check that each image has a picture for each control model of the set.
 
     Args:
         extras: What goes beside StyleAligned in the set.
         inputs: What goes into each image, by its prompt.
 
     Raises:
-        SetError: If one has none, or there is no control model.
+        SetError: If one has more or fewer.
     """
+    models = len(extras.get("control", ()))
     for prompt, own in inputs.items():
-        if "control" in extras and "control" not in own:
+        pictures = len(own.get("control", ()))
+        if models and not pictures:
             raise SetError(f"expected a control picture for {prompt!r}: give --control-image, or control in --prompts")
-        if "control" in own and "control" not in extras:
+        if pictures and not models:
             raise SetError(f"expected --control beside the control picture of {prompt!r}")
+        if pictures != models:
+            many = "1 control picture" if models == 1 else f"{models} control pictures"
+            raise SetError(f"expected {many} for {prompt!r}, one for each --control, got {pictures}")

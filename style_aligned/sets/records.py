@@ -142,6 +142,11 @@ def _dump_drawing(drawing: Drawing) -> dict[str, Any]:
     return dumped
 
 
+def _as_of_now(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return inputs with a list of control pictures, where earlier versions have a single one."""
+    return {**inputs, "control": [inputs["control"]]} if isinstance(inputs.get("control"), str) else inputs
+
+
 def _parse_drawing(record: Mapping[str, Any]) -> Drawing:
     seed = check(record, "seed", int)
     if seed < 0:
@@ -153,6 +158,6 @@ def _parse_drawing(record: Mapping[str, Any]) -> Drawing:
         made_with=check(record, "made_with", str, ""),
         bytes=check(record, "bytes", int, 0),
         options=check(record, "options", dict, {}),
-        inputs=check(record, "inputs", dict, {}),
+        inputs=_as_of_now(check(record, "inputs", dict, {})),
         unaligned=check_file(unaligned) if unaligned else "",
     )

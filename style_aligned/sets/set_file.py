@@ -170,6 +170,8 @@ def _read_settings(state: SetState, loaded: Mapping[str, Any]) -> None:
         check_file(check(source, "file", str))
     state.model = loaded["model"] if loaded.get("model") is None else check(loaded, "model", str)
     state.extras = check(loaded, "extras", dict, {})
+    if isinstance(next(iter(state.extras.get("control", ())), None), str):  # earlier versions have a single one
+        state.extras = {**state.extras, "control": [state.extras["control"]]}
     state.prefix, state.suffix = check(loaded, "prefix", str, ""), check(loaded, "suffix", str, "")
     columns = sheet.get("columns")
     state.sheet = SheetSettings(

@@ -15,7 +15,7 @@ from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, assert_error
 from tests.models.checkpoints.conftest import folder, folders, kind, narrow, pipeline, pipelines
-from tests.models.extras.test_control_models import controlnet, narrow_controlnet
+from tests.models.extras.test_control_models import controlnet, narrow_controlnet, t2i_adapter
 from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
 from tests.models.extras.test_lora import kohya, random_lora, unet_only
 
@@ -148,21 +148,21 @@ def test_each_image_has_a_control_picture(run: Program, controlnet: Any) -> None
     result = run("generate", "plain", "a boat", *control, "boat.png", "--output", "boats")
     assert result[0] == 0, result
     extras = json.loads(Path("boats/set.json").read_text())["extras"]
-    assert extras == {"control": [str(Path("canny.safetensors").resolve()), 0.7]}
+    assert extras == {"control": [[str(Path("canny.safetensors").resolve()), 0.7]]}
 
     def record(prompt: str) -> Any:
         return next(i for i in json.loads(Path("boats/set.json").read_text())["images"] if i["prompt"] == prompt)
 
-    assert record("a boat")["inputs"] == {"control": str(Path("boat.png").resolve())}
+    assert record("a boat")["inputs"] == {"control": [str(Path("boat.png").resolve())]}
     assert_error(run("add", "boats", "a car"), "expected a control picture for 'a car': give --control-image, or contr")
     Path("more.jsonl").write_text('{"prompt": "a car", "control": "car.png"}')
     assert run("add", "boats", "--prompts", "more.jsonl")[0] == 0
-    assert record("a car")["inputs"] == {"control": str(Path("car.png").resolve())}
+    assert record("a car")["inputs"] == {"control": [str(Path("car.png").resolve())]}
     settings = [parse_settings(read_texts(find(f"boats/{name}.png"))) or {} for name in ("a-boat", "a-car")]
     assert settings[0]["control"] != settings[1]["control"]
     before = find("boats/a-boat.png").read_bytes()
     assert run("reroll", "boats", "boat")[0] == 0
-    assert record("a boat")["inputs"] == {"control": str(Path("boat.png").resolve())}
+    assert record("a boat")["inputs"] == {"control": [str(Path("boat.png").resolve())]}
     assert find("boats/a-boat.png").read_bytes() != before
     # without it, the same seed gives another image
     assert run("generate", "plain", "a boat", "--output", "plain boats")[0] == 0
@@ -171,6 +171,72 @@ def test_each_image_has_a_control_picture(run: Program, controlnet: Any) -> None
         run("add", "plain", "a car", "--control-image", "car.png"), "expected --control beside the control pic"
     )
     assert_error(run("add", "boats", "a lamp", "--control-image", "no.png"), "expected --control-image to be a picture")
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_several_control_models(run: Program, controlnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, "canny.safetensors")
+    save_file({key: tensor.contiguous() for key, tensor in t2i_adapter("1").state_dict().items()}, "t2i.safetensors")
+    for number, name in enumerate(("boat", "car")):
+        Image.effect_noise((64, 64), 50 + 100 * number).save(f"{name}.png")
+    control = ["--control", "canny.safetensors:0.7", "--control", "t2i.safetensors"]
+    images = ["--control-image", "boat.png", "--control-image", "car.png"]
+    paths = [str(Path(f"{name}.png").resolve()) for name in ("boat", "car")]
+
+    def records() -> Any:
+        return json.loads(Path("boats/set.json").read_text())["images"]
+
+    assert run("style", "a fox", "--model", run.model, *SMALL, "--output", "fox.safetensors")[0] == 0
+    start = ["generate", "fox.safetensors", "a boat", "--model", run.model, "--output", "boats"]
+    with monkeypatch.context() as patch:
+        patch.setattr("style_aligned.cli.library.load_model", None)
+        Path("bad.jsonl").write_text('{"prompt": "a car", "control": ["car.png", "boat.png", "car.png"]}')
+        for arguments, count in (([*control, *images[:2]], 1), ([*control, *images, *images], 4)):
+            pattern = f"expected 2 control pictures for 'a boat', one for each --control, got {count}"
+            assert_error(run(*start, *arguments), pattern)
+        assert_error(run(*start, *control, *images, "--prompts", "bad.jsonl"), "expected 2 .* 'a car', .*, got 3")
+        assert_error(run(*start, *control), "expected a control picture for 'a boat'")
+        assert_error(run(*start, *control, "--control-image", "no.png"), "expected --control-image to be a picture")
+        assert not Path("boats").exists()
+
+    result = run(*start, *control, *images)
+    assert result[0] == 0, result
+    extras = json.loads(Path("boats/set.json").read_text())["extras"]
+    files = [str(Path(f"{name}.safetensors").resolve()) for name in ("canny", "t2i")]
+    assert extras == {"control": [[files[0], 0.7], [files[1], 1.0]]}
+    assert records()[0]["inputs"] == {"control": paths}
+    Path("more.jsonl").write_text('{"prompt": "a car", "control": ["car.png", "boat.png"]}')
+    assert run("add", "boats", "--prompts", "more.jsonl")[0] == 0
+    assert records()[1]["inputs"] == {"control": paths[::-1]}
+    settings = [parse_settings(read_texts(find(f"boats/{name}.png"))) or {} for name in ("a-boat", "a-car")]
+    assert settings[0]["control"] == settings[1]["control"][::-1]
+    assert len(settings[0]["control"]) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("style_aligned.cli.library.load_model", None)
+        assert_error(run("reroll", "boats", "boat", *images[:2]), "expected 2 control pictures for 'a boat', .* got 1")
+    assert run("reroll", "boats", "boat", *images[2:], *images[:2])[0] == 0
+    assert records()[0]["inputs"] == {"control": paths[::-1]}
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_a_set_with_the_record_of_a_single_control_model_goes_on(run: Program, controlnet: Any) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, "canny.safetensors")
+    Image.effect_noise((64, 64), 50).save("boat.png")
+    control = ["--control", "canny.safetensors:0.7", "--control-image", "boat.png"]
+    assert run.generate(*control, "--output", "boats")[0] == 0
+    path = Path("boats/set.json")
+    new = json.loads(path.read_text())
+    old = json.loads(path.read_text())
+    old["extras"]["control"] = old["extras"]["control"][0]
+    for image in old["images"]:
+        image["inputs"]["control"] = image["inputs"]["control"][0]
+    path.write_text(json.dumps(old))
+    find("boats/a-cat.png").unlink()
+    code, _, error = run("add", "boats")
+    assert (code, "was gone, and was drawn again" in error) == (0, True)
+    again = json.loads(path.read_text())
+    assert again["extras"] == new["extras"]
+    assert again["images"][0]["inputs"] == new["images"][0]["inputs"]
 
 
 @pytest.mark.slow

@@ -12,14 +12,14 @@ from refiners.foundationals.clip.image_encoder import CLIPImageEncoder
 from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter, StableDiffusion_1, StableDiffusion_XL
 
 from style_aligned.files import digest_picture
-from style_aligned.models.extras.control import ControlModel, set_control
+from style_aligned.models.extras.control import ControlModel, add_controls, remove_controls
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
 from style_aligned.models.model import beside
 
 
 class Extras:
-    """LoRAs, an image prompt and a control model beside a model, from files.
+    """LoRAs, an image prompt and control models beside a model, from files.
 
     Everything is read and checked first. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out
     they go the other way round.
@@ -27,7 +27,7 @@ class Extras:
     Attributes:
         loras: The LoRAs.
         ip_adapter: The image prompt's adapter, if there is one.
-        control: The control model, if there is one.
+        controls: The control models.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Extras:
         image_encoder: CLIPImageEncoder | str | Path | None = None,
         image_prompt: Image.Image | None = None,
         image_prompt_scale: float = 1.0,
-        control: str | Path | None = None,
+        control: str | Path | Sequence[str | Path | tuple[str | Path, float]] = (),
         control_scale: float = 1.0,
     ) -> None:
         """Initialize the Extras.
@@ -51,8 +51,9 @@ class Extras:
             image_encoder: The image encoder that it was trained with, or where that lies.
             image_prompt: The image prompt.
             image_prompt_scale: How strong it is.
-            control: The file of a control model, for which `generate` takes a picture for each image.
-            control_scale: How strong the control is.
+            control: The file of a control model, for which `generate` takes a picture for each image; or several, each
+                alone or with its scale.
+            control_scale: How strong the control is, where no scale is given.
 
         Raises:
             CheckpointError: If a file does not fit the model.
@@ -72,7 +73,9 @@ class Extras:
             assert ip_adapter is not None
             assert image_encoder is not None
             self.ip_adapter = load_ip_adapter(model, ip_adapter, image_encoder=image_encoder, scale=image_prompt_scale)
-        self.control = None if control is None else ControlModel(model, control, scale=control_scale)
+        files = [control] if isinstance(control, str | Path) else control
+        scaled = [(file, control_scale) if isinstance(file, str | Path) else file for file in files]
+        self.controls = [ControlModel(model, file, scale=scale) for file, scale in scaled]
         self._stack: ExitStack | None = None
 
     def inject(self) -> "Extras":
@@ -94,9 +97,8 @@ class Extras:
                 stack.callback(self.ip_adapter.eject)
                 stack.enter_context(beside(self._model, self._describe_image_prompt))
                 self.ip_adapter.set_clip_image_embedding(embedding)
-            if self.control is not None:
-                set_control(self._model, self.control)
-                stack.callback(set_control, self._model, None)
+            add_controls(self._model, self.controls)
+            stack.callback(remove_controls, self._model, self.controls)
             self._stack = stack.pop_all()
         return self
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,7 +40,8 @@ EXPECTED = "expected a ControlNet of Stable Diffusion 1.5, or a T2I-Adapter"
 CONTROL_MODEL = "control_model."  # what a ControlNet's own files put before all names
 RESIDUALS = 12  # on the way down, of Stable Diffusion 1.5
 HINT_LAYERS = 8  # of the encoder of the control image
-_CONTROL: "WeakKeyDictionary[Model, ControlModel]" = WeakKeyDictionary()
+_CONTROLS: "WeakKeyDictionary[Model, list[ControlModel]]" = WeakKeyDictionary()
+_NUMBERS = count()  # which tell one control model from another of the same file
 DOWNSCALES = {StableDiffusion_1: 8, StableDiffusion_XL: 16}  # of a T2I-Adapter's first layer
 
 
@@ -68,7 +70,7 @@ def load_control_model(
     file, architecture = expand_home(path), architecture_of(model)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; {EXPECTED}")
-    name = re.sub(r"\W", "_", file.stem) if name is None else name
+    name = _name_of(file) if name is None else name
     tensors = {tensor.key.removeprefix("adapter."): tensor for tensor in read_header(file)[0]}
     if any(key.startswith(("controlnet_", f"{CONTROL_MODEL}zero_convs")) for key in tensors):
         return _load_controlnet(model, file, tensors, architecture, scale, name)
@@ -96,7 +98,8 @@ class ControlModel:
         Raises:
             CheckpointError: If it is no control model, or does not fit the model.
         """
-        self._adapter: Any = load_control_model(model, path, scale=scale)
+        name = f"{_name_of(Path(path))}_{next(_NUMBERS)}"
+        self._adapter: Any = load_control_model(model, path, scale=scale, name=name)
         self._options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
         self._described = {"file": Path(path).name, "scale": scale}
 
@@ -131,26 +134,45 @@ class ControlModel:
         rows = tuple(complete_rows(torch.cat(parts * halves)) for parts in zip(*conditions, strict=True))
         self._adapter.inject()
         try:
-            if isinstance(self._adapter, SD1ControlnetAdapter):
-                self._adapter.set_controlnet_condition(rows[0])
-            else:
-                self._adapter.set_condition_features(rows)
+            set_condition(self._adapter, rows)
             yield
         finally:
             self._adapter.eject()
 
 
-def control_of(model: Model) -> ControlModel | None:
-    """Return the control model that `Extras` has put beside a model."""
-    return _CONTROL.get(model)
+def set_condition(adapter: ControlAdapter, rows: Sequence[Tensor]) -> None:
+    """Give an injected control model what the U-Net takes of its pictures, and leave others what they have.
 
+    Refiners' own setters replace the whole context, which control models of one kind share.
 
-def set_control(model: Model, control: ControlModel | None) -> None:
-    """Put a control model beside a model, or take it away."""
-    if control is None:
-        _CONTROL.pop(model, None)
+    Args:
+        adapter: The control model.
+        rows: What the U-Net takes of the pictures: the condition of a ControlNet, or the features of a T2I-Adapter.
+    """
+    if isinstance(adapter, SD1ControlnetAdapter):
+        context, value = "controlnet", {f"condition_{adapter.name}": rows[0]}
     else:
-        _CONTROL[model] = control
+        context, value = "t2iadapter", {f"condition_features_{adapter.name}": tuple(rows)}
+    adapter.set_context(context, {**adapter.use_context(context), **value})
+
+
+def controls_of(model: Model) -> list[ControlModel]:
+    """Return the control models that `Extras` has put beside a model, in their order."""
+    return list(_CONTROLS.get(model, ()))
+
+
+def add_controls(model: Model, controls: Sequence[ControlModel]) -> None:
+    """Put control models beside a model, behind those that are there."""
+    _CONTROLS.setdefault(model, []).extend(controls)
+
+
+def remove_controls(model: Model, controls: Sequence[ControlModel]) -> None:
+    """Take control models away from a model."""
+    _CONTROLS[model] = [control for control in controls_of(model) if control not in controls]
+
+
+def _name_of(file: Path) -> str:
+    return re.sub(r"\W", "_", file.stem)
 
 
 def _load_controlnet(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from refiners.fluxion import layers as fl
+from refiners.fluxion.utils import image_to_tensor
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import controlnet as refiners_controlnet
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,7 @@ from style_aligned.models.checkpoints import CheckpointError, load_model
 from style_aligned.models.denoising import time_ids
 from style_aligned.models.extras import Extras, load_control_model
 from style_aligned.models.mini import Mini
+from style_aligned.sampling.control import read_control
 from tests.models.checkpoints.narrow import UNET_1_WIDTHS, narrow as make_narrow
 from tests.models.checkpoints.pipelines import quiet, randomise
 from tests.models.checkpoints.test_parts import error, random
@@ -231,7 +233,7 @@ def test_each_image_follows_a_picture_of_its_own(
             assert error(alone, together[index:][:1]) < 1e-5
         assert error(draw(prompts, control=pictures[::-1])[0], together) > 1e-3
         assert error(plain, together) > 1e-3
-        described = [sample.settings["control"] for sample in samples]
+        described = [own for sample in samples for own in sample.settings["control"]]
         assert [(own["file"], own["scale"]) for own in described] == [("canny.safetensors", 0.7)] * 2
         assert described[0]["picture"] != described[1]["picture"]
         with pytest.raises(ValueError, match="expected a picture for each image by control, as there is a control"):
@@ -268,3 +270,95 @@ def test_what_does_not_fit(folders: dict[str, Path], controlnet: Any, random_min
         load_control_model(one, tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="the embedded model takes no LoRA, image prompt or control model"):
         load_control_model(random_mini, tmp_path / "x.safetensors")
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+@torch.no_grad()
+def test_several_control_models_are_those_of_diffusers(
+    kind: str, folder: Path, pipeline: Any, controlnet: Any, tmp_path: Path
+) -> None:
+    """Two ControlNets and a T2I-Adapter at once, each with its own scale and pictures."""
+    with quiet():
+        other = randomise(ControlNetModel.from_unet(pipeline.unet), seed=5).eval()
+    nets, t2i = [controlnet, other], t2i_adapter(kind)
+    files = [
+        save(part.state_dict(), tmp_path / f"{name}.safetensors")
+        for name, part in zip("abc", [*nets, t2i], strict=True)
+    ]
+    model: Any = load_model(folder)
+    x, text = random(2, 4, 8, 8), random(2, 77, 32, seed=8)
+    timestep, scales = torch.tensor([481]), [0.7, 0.4, 0.9]
+    pictures = [[Image.effect_noise((64, 64), 30 + 70 * n + 20 * image).convert("RGB") for n in range(3)]
+                for image in range(2)]  # fmt: skip
+
+    def predict() -> Tensor:
+        model.set_unet_context(timestep=timestep, clip_text_embedding=text)
+        return model.unet(x)
+
+    plain, tree = predict(), repr(model.unet)
+    extras = Extras(model, control=[*zip(files, scales, strict=True)])
+    conditions = [
+        torch.cat([image_to_tensor(own[n]) for own in pictures]) for n in range(3)
+    ]  # fmt: skip
+    down, middle = [0.0] * 12, 0.0
+    for net, condition, scale in zip(nets, conditions, scales, strict=False):
+        own, last = net(
+            x, timestep, encoder_hidden_states=text, controlnet_cond=condition, conditioning_scale=scale,
+            return_dict=False,
+        )  # fmt: skip
+        down, middle = [a + b for a, b in zip(down, own, strict=True)], middle + last
+    expected = pipeline.unet(
+        x, timestep, encoder_hidden_states=text, down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        down_intrablock_additional_residuals=[scales[2] * feature for feature in t2i(conditions[2])],
+    ).sample  # fmt: skip
+    with extras:
+        control = read_control(model, pictures, count=2, size=(64, 64))
+        assert control is not None
+        with control.on([0, 1], halves=1):
+            together = predict()
+        assert error(together, expected) < 1e-4
+        with control.on([1, 0], halves=1):
+            assert error(predict(), expected) > 1e-3
+        swapped = read_control(model, [own[::-1] for own in pictures], count=2, size=(64, 64))
+        assert swapped is not None
+        with swapped.on([0, 1], halves=1):
+            assert error(predict(), expected) > 1e-3
+    assert repr(model.unet) == tree
+    assert torch.equal(predict(), plain)
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+def test_each_image_has_a_picture_for_each_control_model(
+    kind: str, folder: Path, controlnet: Any, tmp_path: Path
+) -> None:
+    model = load_model(folder)
+    net = save(controlnet.state_dict(), tmp_path / "canny.safetensors")
+    t2i = save(t2i_adapter(kind).state_dict(), tmp_path / "sketch.safetensors")
+    pictures = [[Image.effect_noise((64, 64), sigma + more) for more in (0, 60)] for sigma in (20, 200)]
+    prompts = ["a cat, ink", "a dog, ink"]
+
+    def draw(prompts: list[str], **arguments: Any) -> tuple[Tensor, list[Any]]:
+        style = Style.from_prompt(model, "a fox, ink", num_inference_steps=2, size=(64, 64))
+        samples = list(generate(model, style, prompts, **arguments))
+        return torch.cat([sample.latents for sample in samples]), samples
+
+    plain = draw(prompts)[0]
+    with Extras(model, control=[net, (t2i, 0.5), net], control_scale=0.7):
+        together, samples = draw(prompts, control=[[*own, own[0]] for own in pictures])
+        for index in range(2):
+            own = [*pictures[index], pictures[index][0]]
+            assert error(draw(prompts[index:][:1], control=[own], seeds=[index + 1])[0], together[index:][:1]) < 1e-5
+        described = samples[0].settings["control"]
+        assert [(own["file"], own["scale"]) for own in described] == [
+            ("canny.safetensors", 0.7), ("sketch.safetensors", 0.5), ("canny.safetensors", 0.7)
+        ]  # fmt: skip
+        assert described[0]["picture"] == described[2]["picture"] != described[1]["picture"]
+        for wrong, found in ((pictures[0][0], "1 at index 0"), ([[*pictures[0], *pictures[0]]] * 2, "4 at index 0")):
+            with pytest.raises(
+                ValueError, match=f"expected a control picture for each of 3 control models, got {found}"
+            ):
+                draw(prompts, control=wrong)
+    assert torch.equal(draw(prompts)[0], plain)
