@@ -45,7 +45,8 @@ def remove(*, folder: Folder, images: Images, report: ReportOptions) -> None:
 
     with open_set(folder) as image_set:
         removed = [remove_image(image_set, image) for image in find_images(image_set.state.current, images)]
-        reports.report_change(image_set, removed, "removed", report)
+        undo = reports.command("restore", folder, *(image.name for image in removed))
+        reports.report_change(image_set, removed, "removed", report, undo=undo)
 
 
 @takes(report=ReportOptions)
@@ -64,10 +65,12 @@ def restore(
     Example: style-aligned restore icons key --seed 2
     """
     from style_aligned.cli import reports
-    from style_aligned.sets.changes import restore_image
+    from style_aligned.sets.changes import find_restorable, restore_image
     from style_aligned.sets.image_set import open_set
 
     with open_set(folder) as image_set:
+        for name in images:
+            find_restorable(image_set, name, seed=seed)  # all of them, before anything changes
         restored = [restore_image(image_set, name, seed=seed) for name in images]
         reports.report_change(image_set, restored, "restored", report)
 
@@ -90,8 +93,10 @@ def rename(
     from style_aligned.sets.names import find_image
 
     with open_set(folder) as image_set:
-        renamed = rename_image(image_set, find_image(image_set.state.current, image), name)
-        reports.report_change(image_set, [renamed], "renamed", report)
+        found = find_image(image_set.state.current, image)
+        renamed = rename_image(image_set, found, name)
+        undo = reports.command("rename", folder, renamed.name, found.name)
+        reports.report_change(image_set, [renamed], "renamed", report, undo=undo)
 
 
 @takes(report=ReportOptions)

@@ -1,6 +1,7 @@
 """What the commands that draw report in the end: a line, or JSON."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,15 @@ from style_aligned.sets.records import SetImage
 from style_aligned.sets.sheet import sheet_path, write_sheet
 
 
-def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, report: ReportOptions) -> None:
-    """Draw the contact sheet anew after a change, and report it."""
+def command(name: str, *arguments: str | Path) -> str:
+    """Return a command as people type it."""
+    return shlex.join(["style-aligned", name, *map(str, arguments)])
+
+
+def report_change(
+    image_set: ImageSet, images: Sequence[SetImage], what: str, report: ReportOptions, *, undo: str = ""
+) -> None:
+    """Draw the contact sheet anew after a change, and report it, with the command that undoes it."""
     sheet = sheet_path(image_set)
     write_sheet([image_set], sheet)
     described = {
@@ -23,7 +31,11 @@ def report_change(image_set: ImageSet, images: Sequence[SetImage], what: str, re
         what: [describe_image(image) for image in images],
     }
     report_result(
-        described, f"{what}: {', '.join(image.name for image in images)}; all together: {sheet}", sheet, report
+        described,
+        f"{what}: {', '.join(image.name for image in images)}; all together: {sheet}",
+        sheet,
+        report,
+        undo=undo,
     )
 
 
@@ -65,8 +77,20 @@ def describe_image(image: SetImage) -> dict[str, Any]:
     return {**number, "prompt": image.prompt, "seed": image.drawing.seed, "file": image.drawing.file}
 
 
-def report_result(described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions) -> None:
-    """Print the result, as a line or as JSON, and open the file that shows it if that was asked for."""
+def report_result(
+    described: Mapping[str, Any], shown: str, path: Path, report: ReportOptions, *, undo: str = ""
+) -> None:
+    """Print the result, as a line or as JSON, and open the file that shows it if that was asked for.
+
+    Args:
+        described: The result as JSON has it.
+        shown: The result in a line.
+        path: The file that shows it.
+        report: What was asked for.
+        undo: The command that undoes it, which gets a line of its own.
+    """
+    if undo:
+        described, shown = {**described, "undo": undo}, f"{shown}\nundo: {undo}"
     typer.echo(json.dumps(described, indent=2, ensure_ascii=False) if report.json else shown)
     if report.open:
         import webbrowser

@@ -34,7 +34,7 @@ from style_aligned.cli.options import (
 )
 from style_aligned.cli.picture import Method, PictureOptions, print_caption, style_from_picture
 from style_aligned.cli.progress import Progress
-from style_aligned.cli.reports import describe_sets, report_drawn, report_result
+from style_aligned.cli.reports import command, describe_sets, report_drawn, report_result
 from style_aligned.models.family import default_size, family_of
 from style_aligned.models.model import Model
 from style_aligned.sets import drawing
@@ -192,7 +192,25 @@ def reroll(
     shown = ", ".join(f"{image.name} has seed {image.drawing.seed}" for image in changed)
     sheet = sheet_path(image_set)
     report_result(
-        describe_sets(folder, [image_set], sheet, drawn=changed), f"{shown}{kept}; all together: {sheet}", sheet, report
+        describe_sets(folder, [image_set], sheet, drawn=changed),
+        f"{shown}{kept}; all together: {sheet}",
+        sheet,
+        report,
+        undo=_undo_reroll(image_set, images, count),
+    )
+
+
+def _undo_reroll(image_set: ImageSet, images: Sequence[SetImage], count: int) -> str:
+    """Return the command that brings back the drawings that images had."""
+    kept = image_set.state.images
+    images = [image for image in images if image.drawing.seed in {own.seed for own in kept[image.id].replaced}]
+    if not images:  # they were not there
+        return ""
+    if count == 1:
+        return command("restore", image_set.folder, *(image.name for image in images))
+    # the others of the new drawings were kept last
+    return " && ".join(
+        command("restore", image_set.folder, image.name, "--seed", str(image.drawing.seed)) for image in images
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from style_aligned.sets.image_set import ImageSet
-from style_aligned.sets.names import check_name, find_image, free_name
+from style_aligned.sets.names import check_name, find_image, fitting_images, free_name, some_names
 from style_aligned.sets.plan import taken_names
 from style_aligned.sets.records import REPLACED, UNALIGNED, Drawing, SetError, SetImage
 
@@ -50,6 +50,36 @@ def remove_image(image_set: ImageSet, image: SetImage) -> SetImage:
     return changed
 
 
+def find_restorable(image_set: ImageSet, name: str, *, seed: int | None = None) -> tuple[SetImage, Drawing]:
+    """Find an image that was removed, or of which another drawing is kept.
+
+    Args:
+        image_set: The set.
+        name: What people call the image.
+        seed: The seed of the drawing to bring back. None means that of the removed image, else the one replaced last.
+
+    Returns:
+        The image, and the drawing to bring back.
+
+    Raises:
+        SetError: If there is no such image, or nothing of it to bring back.
+    """
+    state = image_set.state
+    removed = [image for image in state.images.values() if image.is_removed]
+    images = [*removed, *(image for image in state.current if _kept(image_set, image))]
+    if not images:
+        raise SetError(f"nothing of {image_set.folder} was replaced or removed")
+    if not fitting_images(images, name) and (whole := fitting_images(state.current, name)):
+        raise SetError(f"nothing of {whole[0].name} was replaced or removed: those to restore are {some_names(images)}")
+    image = find_image(images, name, "those to restore are")
+    drawings = [*_kept(image_set, image), *([image.drawing] if image.is_removed else [])]
+    drawing = drawings[-1] if seed is None else next((own for own in drawings if own.seed == seed), None)
+    if drawing is None:
+        seeds = ", ".join(str(own.seed) for own in drawings)
+        raise SetError(f"expected the seed of a drawing of {image.name} that was replaced: {seeds}, got {seed}")
+    return image, drawing
+
+
 def restore_image(image_set: ImageSet, name: str, *, seed: int | None = None) -> SetImage:
     """Bring back an image that was removed, or the drawing of an image that was replaced last.
 
@@ -64,26 +94,20 @@ def restore_image(image_set: ImageSet, name: str, *, seed: int | None = None) ->
     Raises:
         SetError: If there is no such image, or nothing of it to bring back.
     """
-    removed = [image for image in image_set.state.images.values() if image.is_removed]
-    try:
-        image = find_image(removed, name)
-    except SetError:
-        image = find_image(image_set.state.current, name)
+    image, drawing = find_restorable(image_set, name, seed=seed)
     if image.is_removed:
         file = f"{free_name(image.name, taken_names(image_set) - {image.name.casefold()})}.png"
         changed = replace(image.with_drawing(file=file), is_removed=False)
         image_set.commit([changed], [(image.drawing.file, file)])
-        if seed is None or seed == changed.drawing.seed:
+        if drawing is image.drawing:
             return changed
         image = changed
-    kept = [drawing for drawing in image.replaced if image_set.path(drawing).exists()]
-    if not kept:
-        raise SetError(f"nothing of {image.name} was replaced or removed")
-    drawing = kept[-1] if seed is None else next((own for own in kept if own.seed == seed), None)
-    if drawing is None:
-        seeds = ", ".join(str(own.seed) for own in kept)
-        raise SetError(f"expected the seed of a drawing of {image.name} that was replaced: {seeds}, got {seed}")
     return make_current(image_set, image, drawing)
+
+
+def _kept(image_set: ImageSet, image: SetImage) -> list[Drawing]:
+    """Return the drawings of an image in the folder `replaced`, but for its current one."""
+    return [drawing for drawing in image.replaced if image_set.path(drawing).exists()]
 
 
 def rename_image(image_set: ImageSet, image: SetImage, name: str) -> SetImage:

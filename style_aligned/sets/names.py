@@ -68,15 +68,37 @@ def free_name(name: str, taken: Iterable[str]) -> str:
     return free
 
 
-def find_image(images: Sequence[SetImage], name: str) -> SetImage:
+def find_image(images: Sequence[SetImage], name: str, what: str = "the set has") -> SetImage:
     """Find an image by the name of its file, its id, or a part of its name or prompt that no other has.
 
     Args:
         images: The images to look at.
         name: What people call it.
+        what: What an error says before the names of those images.
 
     Raises:
         SetError: If none fits, or more than one.
+    """
+    found = fitting_images(images, name)
+    if len(found) > 1:
+        some = ", ".join(image.name for image in found[:4])
+        raise SetError(f"expected {name!r} to name one image, got {len(found)} that it fits: {some}: take its id")
+    if not found:
+        raise SetError(f"no image is called {name!r}: {what} {some_names(images)}")
+    return found[0]
+
+
+def some_names(images: Sequence[SetImage]) -> str:
+    """Return the names of the first few images, for an error."""
+    return (", ".join(image.name for image in images[:4]) or "none") + (", …" if len(images) > 4 else "")
+
+
+def fitting_images(images: Sequence[SetImage], name: str) -> list[SetImage]:
+    """Return the images that a name fits: those that have it, else those of which it is the id, a part, and so on.
+
+    Args:
+        images: The images to look at.
+        name: What people call it.
     """
     wanted = name.strip().removesuffix(".png").casefold()
     ways: tuple[Callable[[SetImage], bool], ...] = (
@@ -88,15 +110,9 @@ def find_image(images: Sequence[SetImage], name: str) -> SetImage:
         lambda image: bool(wanted) and wanted in _said(image),
     )
     for fits in ways:
-        found = [image for image in images if fits(image)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(image.name for image in found[:4])
-            raise SetError(f"expected {name!r} to name one image, got {len(found)} that it fits: {some}: take its id")
-    some = ", ".join(image.name for image in images[:4]) or "none"
-    more = ", …" if len(images) > 4 else ""
-    raise SetError(f"no image is called {name!r}: the set has {some}{more}")
+        if found := [image for image in images if fits(image)]:
+            return found
+    return []
 
 
 def _said(image: SetImage) -> str:

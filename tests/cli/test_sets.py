@@ -1,6 +1,7 @@
 """The commands for a set that is there: `add`, `reroll`, `remove`, `restore`, `rename`, `sheet`, `export`, `show`."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_add_leaves_everything_else(run: Run, icons: Path) -> None:
 def test_reroll_restore_remove_and_rename_change_one_image(run: Run, icons: Path) -> None:
     first = pictures(icons)
     code, output, _ = run("reroll", icons, "cat")
-    assert (code, output) == (0, "001-a-cat has seed 3; all together: icons/sheet.png\n")
+    undo = "undo: style-aligned restore icons 001-a-cat"
+    assert (code, output) == (0, f"001-a-cat has seed 3; all together: icons/sheet.png\n{undo}\n")
     second = pictures(icons)
     assert changed(first, second) == {"001-a-cat.png", "replaced/001-a-cat-seed-1.png"}
     assert second["replaced/001-a-cat-seed-1.png"] == first["001-a-cat.png"]
@@ -48,14 +50,44 @@ def test_reroll_restore_remove_and_rename_change_one_image(run: Run, icons: Path
     told = json.loads(output)
     assert [(image["id"], image["seed"]) for image in told["drawn"]] == [(1, 4), (2, 6)]
     assert len(read_image_set(icons).state.images[1].replaced) == 3
+    restores = "style-aligned restore icons 001-a-cat --seed 3 && style-aligned restore icons 002-a-dog --seed 2"
+    assert told["undo"] == restores
 
     before = pictures(icons)
-    assert run("rename", icons, "dog", "good-dog")[1] == "renamed: good-dog; all together: icons/sheet.png\n"
+    assert run("rename", icons, "dog", "good dog")[1] == (
+        "renamed: good dog; all together: icons/sheet.png\nundo: style-aligned rename icons 'good dog' 002-a-dog\n"
+    )
+    assert run("rename", icons, "good dog", "good-dog")[0] == 0
     assert changed(before, pictures(icons)) == {"002-a-dog.png", "good-dog.png"}
-    assert run("remove", icons, "good-dog", "good-dog")[1] == "removed: good-dog; all together: icons/sheet.png\n"
+    assert run("remove", icons, "good-dog", "good-dog")[1] == (
+        "removed: good-dog; all together: icons/sheet.png\nundo: style-aligned restore icons good-dog\n"
+    )
+    removed = contents(icons)
+    assert_error(run("restore", icons, "dog", "lamp"), "no image is called 'lamp': those to restore are .*good-dog")
+    assert contents(icons) == removed  # not the dog alone
     assert changed(before, pictures(icons)) == {"002-a-dog.png", "replaced/good-dog.png"}
     assert run("restore", icons, "dog")[1] == "restored: good-dog; all together: icons/sheet.png\n"
     assert pictures(icons)["good-dog.png"] == before["002-a-dog.png"]
+
+
+def test_what_commands_say_undoes_them(run: Run, icons: Path) -> None:
+    def undo(output: str) -> None:
+        for command in output.partition("\nundo: ")[2].split(" && "):
+            assert run(*shlex.split(command)[1:])[0] == 0
+
+    first = {name: content for name, content in pictures(icons).items() if "/" not in name}
+    for command in (
+        ["reroll", icons, "cat", "dog"],
+        ["reroll", icons, "cat", "dog", "--count", "2"],
+        ["remove", icons, "cat", "2"],
+        ["rename", icons, "cat", "the cat"],
+    ):
+        output = run(*command)[1]
+        assert {name: content for name, content in pictures(icons).items() if "/" not in name} != first
+        undo(output)
+        assert {name: content for name, content in pictures(icons).items() if "/" not in name} == first
+    (icons / "001-a-cat.png").unlink()
+    assert "undo" not in run("reroll", icons, "cat")[1]  # nothing was there
 
 
 def test_a_reroll_with_a_seed(run: Run, icons: Path) -> None:

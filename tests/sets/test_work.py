@@ -225,10 +225,19 @@ def test_removed_images_come_back(draw: Draw, model: Mini) -> None:
     assert draw("a bird").state.images[4].drawing.seed == 4  # its id and seed are not given away
     with open_set(folder) as image_set:
         assert restore_image(image_set, "dog").drawing.file == "002-a-dog.png"
-        with pytest.raises(SetError, match="nothing of 002-a-dog was replaced or removed"):
+        with pytest.raises(SetError, match=r"nothing of .*icons was replaced or removed$"):
             restore_image(image_set, "dog")
-        with pytest.raises(SetError, match="no image is called 'lamp'"):
+        remove_image(image_set, image_set.state.images[3])
+        with pytest.raises(
+            SetError, match=r"^nothing of 002-a-dog was replaced or removed: .* restore are 003-a-rocket$"
+        ):
+            restore_image(image_set, "dog")
+        with pytest.raises(SetError, match=r"^no image is called 'lamp': those to restore are 003-a-rocket$"):
             restore_image(image_set, "lamp")
+        with pytest.raises(SetError, match=r"^expected the seed of a drawing of 003-a-rocket .*: 3, got 7$"):
+            restore_image(image_set, "rocket", seed=7)
+        assert image_set.state.images[3].is_removed
+        restore_image(image_set, "rocket", seed=3)
     after = pictures(folder)
     del after["004-a-bird.png"]
     assert after == before
