@@ -8,7 +8,7 @@ import style_aligned
 
 PACKAGE = Path(style_aligned.__file__).parent
 ROOMS = (
-    {"words", "files", "options"},
+    {"words", "files", "notes", "options"},
     {"adapter"},
     {"models"},
     {"styles"},

@@ -1,10 +1,14 @@
 """What the user sees: one line for an error or a warning, and progress where there is a terminal."""
 
 import errno
+import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+
+from style_aligned.notes import Note
 
 ERROR = 2  # exit codes
 INTERRUPTED = 130
@@ -62,16 +66,26 @@ def _is_out_of_memory(error: BaseException) -> bool:
 _warned: set[str] = set()
 
 
+@contextmanager
+def show_notes() -> Generator[None, None, None]:
+    """Write each note of the library once, in a line. Other warnings are for who develops."""
+    _warned.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Note)
+        if not os.environ.get("STYLE_ALIGNED_DEBUG"):
+            warnings.showwarning = _show_note
+        yield
+
+
+def _show_note(message: Warning | str, category: type[Warning], *_: object) -> None:
+    if issubclass(category, Note) and str(message) not in _warned:
+        warn(str(message))
+
+
 def warn(message: str) -> None:
     """Write a warning."""
     _warned.add(message)
     print_line(f"warning: {message}")
-
-
-def show_warning(message: Warning | str, *_: object) -> None:
-    """Write a warning of the library, if the command line has not said it before."""
-    if str(message) not in _warned:
-        warn(str(message))
 
 
 def print_line(message: str) -> None:

@@ -2,10 +2,9 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
-from style_aligned.cli.console import ERROR, INTERRUPTED, Interrupted, describe, print_line, show_warning
+from style_aligned.cli.console import ERROR, INTERRUPTED, Interrupted, describe, print_line, show_notes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +42,7 @@ def _run(arguments: list[str]) -> int:
 
     from style_aligned.cli.app import app
 
-    with warnings.catch_warnings():
-        warnings.showwarning = show_warning
+    with show_notes():
         try:
             code = app(arguments, prog_name="style-aligned", standalone_mode=False)
         except typer.Abort:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from style_aligned.models.family import latents_shape
 from style_aligned.models.model import Model
+from style_aligned.notes import Note
 
 MAX_SIGNAL = 0.0125
 """How much more of a picture's variance the first timestep can have than the last of training, without a warning."""
@@ -77,7 +78,8 @@ def warn_about_first_timestep(solver: Solver) -> None:
         warnings.warn(
             f"{count} {'step' if count == 1 else 'steps'} of {type(solver).__name__} start at timestep {first} of"
             f" {last}, where {float(signal[0]):.0%} of a picture is there already, but from pure noise: take more"
-            " steps, or timestep_spacing='trailing' for a model of few steps",
+            " steps, or timestep spacing trailing for a model of few steps",
+            Note,
             stacklevel=3,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from style_aligned.files import digest_picture
 from style_aligned.models.extras.control import ControlModel, controls_of
 from style_aligned.models.model import Model
+from style_aligned.notes import Note
 from style_aligned.styles.picture import fit_picture, open_picture
 from style_aligned.words import show
 
@@ -131,5 +132,5 @@ def fit_control(picture: Picture, size: tuple[int, int]) -> Image.Image:
     fitted, more = fit_picture(opened, size, size, "crop")
     if notes or more:
         name = "the control picture" if isinstance(picture, Image.Image) else show(str(picture))
-        warnings.warn(f"{name}: {', '.join(notes + more)}", stacklevel=3)
+        warnings.warn(f"{name}: {', '.join(notes + more)}", Note, stacklevel=3)
     return fitted

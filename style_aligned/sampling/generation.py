@@ -22,6 +22,7 @@ from style_aligned.models.model import Model, check_is_model, describe_model
 from style_aligned.models.solvers import Trajectory, make_solver, sample_noise
 from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
+from style_aligned.notes import Note
 from style_aligned.options import INIT_STRENGTH, SETTINGS, check_seed
 from style_aligned.sampling.control import Control, Pictures, read_control
 from style_aligned.sampling.init import Init, Picture, Start, read_inits
@@ -284,7 +285,9 @@ class _Run:
             torch.cuda.empty_cache()
         self.batch_size = (size + 1) // 2
         warnings.warn(
-            f"not enough memory for {size} images at a time: going on with batch_size={self.batch_size}", stacklevel=2
+            f"not enough memory for {size} images at a time: going on with batches of {self.batch_size}",
+            Note,
+            stacklevel=2,
         )
 
     def make_noise(self, index: int) -> Tensor:

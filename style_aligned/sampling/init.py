@@ -15,6 +15,7 @@ from torch import Tensor
 from style_aligned.files import digest_picture
 from style_aligned.models.model import Model
 from style_aligned.models.solvers import Trajectory
+from style_aligned.notes import Note
 from style_aligned.options import check_init_strength
 from style_aligned.styles.inversion import NoiseLevels, encode_picture, noise_levels, noise_to
 from style_aligned.styles.mask import digest_mask, prepare_mask
@@ -56,7 +57,7 @@ class Init:
         fitted, more = fit_picture(opened, size, size, "crop")
         if notes or more:
             name = "the picture to start from" if isinstance(picture, Image.Image) else str(picture)
-            warnings.warn(f"{name}: {', '.join(notes + more)}", stacklevel=3)
+            warnings.warn(f"{name}: {', '.join(notes + more)}", Note, stacklevel=3)
         return cls(
             fitted, float(strength), None if mask is None else prepare_mask(mask, size, name="init_mask", of="image")
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from style_aligned.files import open_image, slug, write_bytes
+from style_aligned.notes import Note
 from style_aligned.sets.image_set import ImageSet, is_set
 from style_aligned.sets.names import free_name, plain_name
 from style_aligned.sets.prompts import Prompt, add_affixes
@@ -80,7 +81,7 @@ def export_set(
         SetError: If there is no image, if a file is in the way, or if the folder is that of a set.
 
     Warns:
-        UserWarning: If images are missing.
+        Note: If images are missing.
     """
     planned = plan_export(image_set, names=names, format=format, reference=reference)
     if not planned:
@@ -96,6 +97,7 @@ def export_set(
         warnings.warn(
             f"{len(missing)} missing: {', '.join(missing[:MAX_NAMED])}{' …' if len(missing) > MAX_NAMED else ''};"
             f" style-aligned add {image_set.folder} draws what is missing",
+            Note,
             stacklevel=2,
         )
     for name, image in planned.items():

@@ -7,6 +7,7 @@ from typing import Any
 from style_aligned.models.extras import Extras
 from style_aligned.models.model import Model
 from style_aligned.models.presets import use_preset, use_solver
+from style_aligned.notes import Note
 from style_aligned.styles.picture import open_picture
 
 
@@ -29,7 +30,7 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
     if "image_prompt" in given:
         given["image_prompt"], notes = open_picture(given["image_prompt"])
         for note in notes:
-            warnings.warn(note, stacklevel=2)
+            warnings.warn(note, Note, stacklevel=2)
     if "preset" in settings:
         use_preset(model, settings["preset"])
     if "solver" in settings:

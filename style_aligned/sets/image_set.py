@@ -10,6 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from style_aligned.notes import Note
 from style_aligned.sets.earlier import adopt, is_earlier_set
 from style_aligned.sets.journal import Journal, read_journal
 from style_aligned.sets.records import BusyError, Drawing, SetError, SetImage, dump_image
@@ -149,6 +150,7 @@ def open_set(folder: Path, *, new: SetState | None = None, wait: bool = False) -
                 warnings.warn(
                     f"{folder} has no set.json, and gets one from what its images say: all but the sheet's title and"
                     " the files of other adapters",
+                    Note,
                     stacklevel=3,
                 )
             elif new is not None:

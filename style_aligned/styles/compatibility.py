@@ -10,6 +10,7 @@ from torch import Tensor
 from style_aligned.models.model import Model, describe_model, fingerprint, name_precision, same_weights, sample_weights
 from style_aligned.models.solvers import describe_solver
 from style_aligned.models.text import TextEmbedding, embed
+from style_aligned.notes import Note
 from style_aligned.styles.file import StyleError
 from style_aligned.styles.settings import GUIDANCE_OFF
 
@@ -134,5 +135,6 @@ def _check_other_precision(model: Model, own: dict[str, Any], samples: Tensor | 
     warnings.warn(
         f"the style was made in {precision} and the model is in {given}: images differ a little from those in"
         f" {precision}",
+        Note,
         stacklevel=4,
     )

@@ -16,6 +16,7 @@ from style_aligned.models.model import Model, check_is_model, check_model, descr
 from style_aligned.models.solvers import describe_solver, make_solver, warn_about_first_timestep
 from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import embed
+from style_aligned.notes import Note
 from style_aligned.styles.captions import Captioner, caption_picture
 from style_aligned.styles.file import PREVIEW
 from style_aligned.styles.inversion import add_noise, encode_picture, invert, with_offset
@@ -84,7 +85,7 @@ def read_picture(
         notes.append(f"captioned {caption.prompt!r}")
     if notes:
         name = "the picture" if isinstance(image, Image.Image) else str(image)
-        warnings.warn(f"{name}: {', '.join(notes)}", stacklevel=3)
+        warnings.warn(f"{name}: {', '.join(notes)}", Note, stacklevel=3)
     with exclusive_use(model):
         check_model(model, settings["options"])
         solver = make_solver(model, steps)

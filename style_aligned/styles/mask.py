@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from style_aligned.models.family import PIXELS
 from style_aligned.models.model import tensor_bytes
+from style_aligned.notes import Note
 from style_aligned.styles.picture import open_mask
 
 
@@ -41,7 +42,9 @@ def prepare_mask(
     latents_size = size[0] // PIXELS, size[1] // PIXELS
     if tuple(mask.shape) not in (size, latents_size):
         height, width = mask.shape
-        warnings.warn(f"the {name} of {width}x{height} was resized to the {of}'s {size[1]}x{size[0]}", stacklevel=3)
+        warnings.warn(
+            f"the {name} of {width}x{height} was resized to the {of}'s {size[1]}x{size[0]}", Note, stacklevel=3
+        )
     return adaptive_avg_pool2d(mask.detach().float().cpu()[None], latents_size)[0]
 
 

@@ -14,8 +14,6 @@ from style_aligned.styles.style import Style
 from tests.cli.conftest import FOX, SMALL, Run, assert_error
 from tests.sets.conftest import pictures
 
-pytestmark = pytest.mark.filterwarnings("always:the reference_mask of:UserWarning", "always:hole.png:UserWarning")
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -297,7 +297,6 @@ def test_a_set_goes_on_from_the_seed_of_its_reference(run: Run, tmp_path: Path) 
     assert_error(run("generate", *FOX, "a cat", "--seed", "6", "--output", out), "holds a set with seed 5, not 6: take")
 
 
-@pytest.mark.filterwarnings("always:.+ has no set.json:UserWarning")  # which the command line shows
 def test_a_folder_without_set_json_opens_and_grows(run: Run, icons: Path) -> None:
     (icons / "set.json").unlink()
     before = pictures(icons)

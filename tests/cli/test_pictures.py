@@ -15,8 +15,6 @@ from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, Run, assert_error
 from tests.sets.conftest import pictures
 
-pytestmark = pytest.mark.filterwarnings("always:(castle|red).png:UserWarning")  # which the command line shows
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -117,7 +115,7 @@ def test_several_pictures_get_a_set_each(run: Run, castle: Path) -> None:
         (["castle.png", "--method", "ddim", "--fresh-noise"], "expected no --fresh-noise beside --method ddim"),
         (["castle.png", "--method", "ddim", "--offset", "2"], "expected offset to be less than the number of steps, 2"),
         (["castle.png", "--method", "ddim", "--iterations", "-1"], "expected --iterations to be an integer between 0"),
-        (["castle.png", "--method", "magic"], "'magic' is not one of 'noise', 'ddim'"),
+        (["castle.png", "--method", "magic"], "expected --method to be noise or ddim, got 'magic'"),
         (["castle.png", "--caption", " "], "expected --caption to have at least one word"),
         (["castle.png", "--caption", "a", "--prompt", "b"], "expected no --caption beside --prompt"),
         (["castle.png", "--captioner", "no/such/model"], "expected a captioner by name or folder, got 'no/such/model'"),

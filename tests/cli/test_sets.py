@@ -119,7 +119,6 @@ def test_the_sheet_keeps_its_title_until_it_gets_another(run: Run, icons: Path) 
     assert sheet() == first
 
 
-@pytest.mark.filterwarnings("always:1 missing:UserWarning")  # which the command line shows
 def test_export(run: Run, icons: Path) -> None:
     run("rename", icons, "dog", "good-dog")
     before = contents(icons)

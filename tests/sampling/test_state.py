@@ -104,7 +104,7 @@ def test_out_of_memory_halves_the_batch(model: Mini, error: Any) -> None:
     at = sum(1 for _ in model.unet.layers(fl.SelfAttention)) * 3 // 2
     with (
         stop(model.unet.layers(fl.SelfAttention), error, at),
-        pytest.warns(UserWarning, match="not enough memory for 3 images at a time: going on with batch_size=2"),
+        pytest.warns(UserWarning, match="not enough memory for 3 images at a time: going on with batches of 2"),
     ):
         samples = list(generate(model, style, prompts, batch_size=4))
     handle.remove()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
 
 from style_aligned.models.checkpoints.tokenizer import find_tokenizer
+from style_aligned.notes import Note
 
 SYNTAX = re.compile(  # of other programs
     r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)"  # (word:1.3)
@@ -27,7 +28,7 @@ def warn_about_prompts(model: StableDiffusion_XL | StableDiffusion_1, prompts: I
         prompts: The prompts.
     """
     for message in describe_prompts(model, prompts):
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, Note, stacklevel=3)
 
 
 def describe_prompts(model: StableDiffusion_XL | StableDiffusion_1, prompts: Iterable[str]) -> list[str]:
