@@ -8,7 +8,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -28,12 +28,12 @@ UNREADABLE = (*BOMBS, OSError, SyntaxError, ValueError, IndexError, struct.error
 DISTRIBUTIONS = ("style-aligned", "refiners", "torch")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file: under the name of `<path>.part` until it is complete, and on the disk.
 
     Args:
         path: The path of the file. Its folder is made if need be; what is there is replaced at the end.
-        content: What to write.
+        content: What to write, whole or in parts.
 
     Raises:
         OSError: If that is not possible, as on a full disk. It names the file, and no part of it is left then.
@@ -43,8 +43,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(content)
-        with part.open("r+b") as file:
+        with part.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
             sync(file)
         part.replace(path)
     except BaseException as error:  # an interruption too

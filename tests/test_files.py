@@ -5,7 +5,7 @@ import re
 import resource
 import struct
 import zlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,16 +65,17 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, image: Image.Image) -> 
     assert [entry.name for entry in tmp_path.iterdir()] == ["fox.png"]
 
 
-def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_bytes(path: Path, content: bytes) -> int:
-        path.touch()
+def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"f"
         raise OSError(errno.ENOSPC, "No space left on device")  # as from an open file: without its name
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OSError, match="No space left on device") as caught:
-        files.write_bytes(tmp_path / "fox.png", b"fox")
+        files.write_bytes(tmp_path / "fox.png", parts())
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "fox.png"))
     assert list(tmp_path.iterdir()) == []
+    files.write_bytes(tmp_path / "fox.png", iter([b"f", b"ox"]))
+    assert (tmp_path / "fox.png").read_bytes() == b"fox"
 
 
 def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

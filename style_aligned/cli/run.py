@@ -328,6 +328,7 @@ def _generate(
         _check_needs(artist, model, image_set, len(job.prompts), draw)
         seed = None if job.style is None or "seed" not in settings else settings["seed"] + 1
         plan = artist.plan(job.prompts, seed=seed, inputs=init.given)
+        job.prompts = []  # of which there may be a million
         _remember(image_set, name, extras, prompt_options)
         done = _draw_missing(artist, image_set)
     return done, image_set, len(plan.there)

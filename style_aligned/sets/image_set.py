@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -67,7 +68,7 @@ class ImageSet:
 
     def settings_key(self, settings: Mapping[str, Any]) -> str:
         """Return the key of what images were made with. Settings that are new are recorded."""
-        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        key = sys.intern(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12])
         if key not in self.state.made_with:
             self._record({"made_with": {key: dict(settings)}})
             self.state.made_with[key] = dict(settings)
@@ -113,10 +114,11 @@ def read_image_set(folder: Path) -> ImageSet:
         return ImageSet(folder, adopt(folder))
     while True:
         state = read_set(folder)
-        changes = read_journal(folder, state.journal)
-        for change in changes:
+        has_changed = False
+        for change in read_journal(folder, state.journal):
             state.apply(change)
-        if changes or read_set(folder).journal == state.journal:  # not taken in between the two
+            has_changed = True
+        if has_changed or read_set(folder).journal == state.journal:  # not taken in between the two
             return ImageSet(folder, state)
 
 
@@ -200,11 +202,12 @@ def sole_use(folder: Path, *, wait: bool = False) -> Generator[None, None, None]
 def _recover(folder: Path) -> SetState:
     """Read a set, and finish what an earlier process has left half-done."""
     state = read_set(folder)
-    changes = read_journal(folder, state.journal)
-    for change in changes:
+    has_changed = False
+    for change in read_journal(folder, state.journal):
         state.apply(change)
         _move(folder, change)
-    if changes:
+        has_changed = True
+    if has_changed:
         state.journal += 1
         write_set(folder, state)
     Journal(folder, state.journal).close()

@@ -1,7 +1,7 @@
 """The journal of a set: changes, a line each, that `set.json` has not taken in yet."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -70,24 +70,28 @@ class Journal:
         self._file.write(json.dumps(change, ensure_ascii=False).encode() + b"\n")
 
 
-def read_journal(folder: Path, number: int) -> list[dict[str, Any]]:
-    """Read the changes of a journal.
+def read_journal(folder: Path, number: int) -> Iterator[dict[str, Any]]:
+    """Yield the changes of a journal, one at a time.
 
     Args:
         folder: The set's folder.
         number: The number of the journal that continues `set.json`. One of another number was taken in already.
     """
     try:
-        lines = (folder / JOURNAL_FILE).read_bytes().split(b"\n")[:-1]  # what follows the last newline is incomplete
+        file = (folder / JOURNAL_FILE).open("rb")
     except FileNotFoundError:
-        return []
-    changes: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            change: Any = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(change, dict):
-            break
-        changes.append(cast(dict[str, Any], change))
-    return changes[1:] if changes and changes[0].get("journal") == number else []
+        return
+    with file:
+        for index, line in enumerate(file):
+            try:
+                change: Any = json.loads(line)
+            except ValueError:
+                return
+            # a line without its end may be incomplete
+            if not line.endswith(b"\n") or not isinstance(change, dict):
+                return
+            change = cast(dict[str, Any], change)
+            if index > 0:
+                yield change
+            elif change.get("journal") != number:
+                return

@@ -10,7 +10,7 @@ from style_aligned.files import is_whole_image, parse_settings, read_texts
 from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.names import free_name, make_name
 from style_aligned.sets.prompts import Prompt
-from style_aligned.sets.records import MAX_SEED, REPLACED, UNALIGNED, Drawing, SetError, SetImage
+from style_aligned.sets.records import EMPTY, MAX_SEED, REPLACED, UNALIGNED, Drawing, SetError, SetImage
 
 FOLDERS = ("", REPLACED, UNALIGNED)
 
@@ -62,11 +62,12 @@ def plan_images(
     used = used_seeds(image_set)
     base = state.reference.drawing.seed
     next_id, next_seed = state.next_id, seed
+    options, inputs = options or EMPTY, inputs or EMPTY
     digits = max(3, len(str(next_id + len(prompts))))
     new: list[SetImage] = []
     ignored: list[str] = []
     for prompt in prompts:
-        if (own := _take(by_prompt[prompt.text], prompt)) is not None:
+        if (own := _take(by_prompt.get(prompt.text, []), prompt)) is not None:
             there.append(own)
             asked = {"options": options, "pictures": prompt.inputs or inputs}
             have = {"options": own.drawing.options, "pictures": own.drawing.inputs}
@@ -82,9 +83,7 @@ def plan_images(
         used.add(own_seed)
         name = free_name(prompt.name or make_name(next_id, prompt.core or prompt.text, digits=digits), taken)
         taken.add(name.casefold())
-        drawing = Drawing(
-            own_seed, f"{name}.png", options=dict(options or {}), inputs=dict(prompt.inputs or inputs or {})
-        )
+        drawing = Drawing(own_seed, f"{name}.png", options=options, inputs=prompt.inputs or inputs)
         new.append(SetImage(next_id, prompt.text, drawing))
         names[name.casefold()] = new[-1]
         next_id += 1

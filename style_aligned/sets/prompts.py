@@ -12,13 +12,13 @@ from typing import Any, cast
 
 from style_aligned.sets.inputs import FIELDS as INPUTS, check_inputs
 from style_aligned.sets.names import check_name
-from style_aligned.sets.records import MAX_SEED
+from style_aligned.sets.records import EMPTY, MAX_SEED
 
 LINE_END = r"\r\n|\n|\r"  # not splitlines(): a prompt may hold one of Unicode's other line separators
 FIELDS = ("prompt", "seed", "name", *INPUTS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt.
 
@@ -33,7 +33,7 @@ class Prompt:
     text: str
     seed: int | None = None
     name: str | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    inputs: Mapping[str, Any] = field(default_factory=lambda: EMPTY)
     core: str = ""
 
 

@@ -1,5 +1,6 @@
 """The records of a set: what `set.json` says of each image, and its checks."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -18,7 +19,15 @@ class BusyError(SetError):
     """A set that another run is at work on."""
 
 
-@dataclass(frozen=True)
+EMPTY: Mapping[str, Any] = {}
+"""What most drawings have for options and inputs: the same for all, as a set may have a million of them."""
+
+
+def _empty() -> Mapping[str, Any]:
+    return EMPTY
+
+
+@dataclass(frozen=True, slots=True)
 class Drawing:
     """One drawing of an image.
 
@@ -36,8 +45,8 @@ class Drawing:
     file: str
     made_with: str = ""
     bytes: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    inputs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = field(default_factory=_empty)
+    inputs: Mapping[str, Any] = field(default_factory=_empty)
     unaligned: str = ""
 
     @property
@@ -46,7 +55,7 @@ class Drawing:
         return bool(self.made_with)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SetImage:
     """One image of a set: a prompt, its current drawing, and earlier ones.
 
@@ -155,9 +164,9 @@ def _parse_drawing(record: Mapping[str, Any]) -> Drawing:
     return Drawing(
         seed=seed,
         file=check_file(check(record, "file", str)),
-        made_with=check(record, "made_with", str, ""),
+        made_with=sys.intern(check(record, "made_with", str, "")),
         bytes=check(record, "bytes", int, 0),
-        options=check(record, "options", dict, {}),
-        inputs=_as_of_now(check(record, "inputs", dict, {})),
+        options=check(record, "options", dict, {}) or EMPTY,
+        inputs=_as_of_now(check(record, "inputs", dict, {})) or EMPTY,
         unaligned=check_file(unaligned) if unaligned else "",
     )

@@ -1,7 +1,7 @@
 """`set.json`: what a set consists of, and its version."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,15 @@ def write_set(folder: Path, state: SetState) -> None:
         "reference": dump_image(state.reference),
     }
     lines = [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in dumped.items()]
-    records = (dump_image(image) for _, image in sorted(state.images.items()))
-    images = ",\n  ".join(json.dumps(record, ensure_ascii=False) for record in records)
-    lines.append(f'"images": [\n  {images}\n]' if images else '"images": []')
-    write_bytes(folder / SET_FILE, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+
+    def parts() -> Iterator[bytes]:
+        yield ("{\n" + ",\n".join(lines) + ',\n"images": [').encode()
+        for index, image_id in enumerate(sorted(state.images)):
+            yield b",\n  " if index else b"\n  "
+            yield json.dumps(dump_image(state.images[image_id]), ensure_ascii=False).encode()
+        yield b"\n]\n}\n" if state.images else b"]\n}\n"
+
+    write_bytes(folder / SET_FILE, parts())  # never whole in memory
 
 
 def read_set(folder: Path) -> SetState:

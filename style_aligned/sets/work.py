@@ -24,6 +24,8 @@ from style_aligned.sets.records import UNALIGNED, Drawing, SetImage
 from style_aligned.sets.sheet import check_sheet, sheet_path, write_sheet
 from style_aligned.styles.style import Style
 
+AT_ONCE = 4096  # records in a line of the journal
+
 
 @dataclass
 class Report:
@@ -135,7 +137,8 @@ class Artist:
                 f"what is there keeps its {' and '.join(plan.ignored)}: {names}{', …' if len(plan.there) > 4 else ''}"
                 f" (style-aligned reroll {self.image_set.folder} draws images again)"
             )
-        self.image_set.commit(plan.new)
+        for start in range(0, len(plan.new), AT_ONCE):  # the same call goes on in the middle of a million
+            self.image_set.commit(plan.new[start : start + AT_ONCE])
         self._remember_comparison()
         return plan
 
