@@ -61,8 +61,8 @@ class ExtraOptions:
         list[str] | None,
         typer.Option(
             metavar="FILE[:SCALE]",
-            help="A ControlNet (Stable Diffusion 1.5) or T2I-Adapter, for --control-image. Repeat it for several. The"
-            " reference does without.",
+            help="A ControlNet (Stable Diffusion 1.5), ControlLora (SDXL) or T2I-Adapter, for --control-image. Repeat"
+            " it for several. The reference does without.",
         ),
     ] = None
     preset: Annotated[

@@ -1,9 +1,8 @@
-"""ControlNets and T2I-Adapters as they are published, as Refiners' own adapters."""
+"""ControlNets, ControlLoras and T2I-Adapters as they are published, as Refiners' own adapters."""
 
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from refiners.foundationals.latent_diffusion import (
     StableDiffusion_1,
     StableDiffusion_XL,
 )
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter
 from refiners.foundationals.latent_diffusion.t2i_adapter import ConditionEncoder, ConditionEncoderXL
 from torch import Tensor
 
@@ -28,18 +28,16 @@ from style_aligned.models.checkpoints.architectures import Architecture
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import StoredTensor, read_header
 from style_aligned.models.checkpoints.initialization import NoInitialization
-from style_aligned.models.checkpoints.keys import UNET, unet_modules
 from style_aligned.models.checkpoints.sources import expand_home
 from style_aligned.models.contexts import complete_rows
+from style_aligned.models.extras.control_keys import CONTROL_MODEL, control_modules
+from style_aligned.models.extras.control_lora import load_control_lora
 from style_aligned.models.extras.lora import architecture_of, find_layer
 from style_aligned.models.model import Model
 
-ControlAdapter = SD1ControlnetAdapter | SD1T2IAdapter | SDXLT2IAdapter
+ControlAdapter = SD1ControlnetAdapter | SD1T2IAdapter | SDXLT2IAdapter | ControlLoraAdapter
 
-EXPECTED = "expected a ControlNet of Stable Diffusion 1.5, or a T2I-Adapter"
-CONTROL_MODEL = "control_model."  # what a ControlNet's own files put before all names
-RESIDUALS = 12  # on the way down, of Stable Diffusion 1.5
-HINT_LAYERS = 8  # of the encoder of the control image
+EXPECTED = "expected a ControlNet of Stable Diffusion 1.5, a ControlLora of SDXL, or a T2I-Adapter"
 _CONTROLS: "WeakKeyDictionary[Model, list[ControlModel]]" = WeakKeyDictionary()
 _NUMBERS = count()  # which tell one control model from another of the same file
 DOWNSCALES = {StableDiffusion_1: 8, StableDiffusion_XL: 16}  # of a T2I-Adapter's first layer
@@ -48,10 +46,13 @@ DOWNSCALES = {StableDiffusion_1: 8, StableDiffusion_XL: 16}  # of a T2I-Adapter'
 def load_control_model(
     model: Model, path: str | Path, *, scale: float = 1.0, name: str | None = None
 ) -> ControlAdapter:
-    """Load a control model for a model: a ControlNet for Stable Diffusion 1.5, or a T2I-Adapter. It is not injected.
+    """Load a control model for a model. It is not injected.
+
+    For Stable Diffusion 1.5 it is a ControlNet, for SDXL a ControlLora, for both of them a T2I-Adapter.
 
     `inject()` it and give it the control image, with values from 0 to 1 and of the size of the images: a ControlNet by
-    `set_controlnet_condition(image)`, a T2I-Adapter by `set_condition_features(compute_condition_features(image))`.
+    `set_controlnet_condition(image)`, a ControlLora by `set_condition(image)`, a T2I-Adapter by
+    `set_condition_features(compute_condition_features(image))`.
     `generate` uses it for the reference and for all images.
 
     Args:
@@ -75,7 +76,7 @@ def load_control_model(
     if any(key.startswith(("controlnet_", f"{CONTROL_MODEL}zero_convs")) for key in tensors):
         return _load_controlnet(model, file, tensors, architecture, scale, name)
     if "lora_controlnet" in tensors:
-        raise CheckpointError(f"{file}: a ControlLora, which is not supported; {EXPECTED}")
+        return load_control_lora(model, file, tensors, architecture, scale=scale, name=name)
     if "body.0.resnets.0.block1.weight" in tensors and "conv_in.weight" in tensors:
         return _load_t2i_adapter(model, file, tensors, architecture, scale, name)
     raise CheckpointError(f"{file}: no control model of a known kind; {EXPECTED}")
@@ -113,7 +114,7 @@ class ControlModel:
         Args:
             picture: The picture, of the size of the image.
         """
-        if isinstance(self._adapter, SD1ControlnetAdapter):
+        if isinstance(self._adapter, SD1ControlnetAdapter | ControlLoraAdapter):
             return (image_to_tensor(picture.convert("RGB"), **self._options),)
         encoder: ConditionEncoder = self._adapter.condition_encoder
         colors = (
@@ -147,8 +148,12 @@ def set_condition(adapter: ControlAdapter, rows: Sequence[Tensor]) -> None:
 
     Args:
         adapter: The control model.
-        rows: What the U-Net takes of the pictures: the condition of a ControlNet, or the features of a T2I-Adapter.
+        rows: What the U-Net takes of the pictures: the condition of a ControlNet or a ControlLora, or the features of a
+            T2I-Adapter.
     """
+    if isinstance(adapter, ControlLoraAdapter):
+        adapter.set_condition(rows[0])
+        return
     if isinstance(adapter, SD1ControlnetAdapter):
         context, value = "controlnet", {f"condition_{adapter.name}": rows[0]}
     else:
@@ -185,39 +190,16 @@ def _load_controlnet(
 ) -> SD1ControlnetAdapter:
     if not isinstance(model, StableDiffusion_1):
         raise CheckpointError(
-            f"{file}: a ControlNet, which Refiners has for Stable Diffusion 1.5 alone; expected a T2I-Adapter for SDXL"
+            f"{file}: a ControlNet, which Refiners has for Stable Diffusion 1.5 alone; expected a ControlLora or a"
+            " T2I-Adapter for SDXL"
         )
     is_original = any(key.startswith(CONTROL_MODEL) for key in tensors)
-    modules = {(original if is_original else diffusers): ours for ours, diffusers, original in _modules(architecture)}
+    names = control_modules(architecture, "Passthrough")
+    modules = {(original if is_original else diffusers): ours for ours, diffusers, original in names}
     with NoInitialization():
         adapter = SD1ControlnetAdapter(model.unet, name=name, scale=scale)
     _load(adapter.controlnet, file, tensors, modules, f"a ControlNet for {architecture.name}")
     return adapter
-
-
-def _modules(architecture: Architecture) -> Iterator[tuple[str, str, str]]:
-    """Name the layers of a ControlNet in Refiners, in diffusers and in its authors' files.
-
-    It is a copy of the way down and of the middle of the U-Net, with an encoder of the control image, and a convolution
-    for each residual.
-    """
-    structure = replace(architecture.unet, middle="MiddleBlock")  # which lies deeper in a U-Net
-    for names in unet_modules(structure):
-        refiners = names.refiners.removeprefix(f"{UNET.refiners}.")
-        if refiners.startswith(("TimestepEncoder", "DownBlocks", "MiddleBlock")):
-            diffusers = names.diffusers.removeprefix(f"{UNET.diffusers}.")
-            yield refiners, diffusers, CONTROL_MODEL + names.original.removeprefix(f"{UNET.original}.")
-    encoder = "DownBlocks.Chain_1.Residual.ConditionEncoder"
-    for layer in range(HINT_LAYERS):  # the first alone, then two for each of three halvings, and the last alone
-        block, place = divmod(layer + 1, 2)
-        inner = {0: "Chain_1.Conv2d", HINT_LAYERS - 1: "Conv2d"}.get(layer, f"Chain_{block + 1}.Conv2d_{place + 1}")
-        theirs = {0: "conv_in", HINT_LAYERS - 1: "conv_out"}.get(layer, f"blocks.{layer - 1}")
-        original = f"{CONTROL_MODEL}input_hint_block.{2 * layer}"
-        yield f"{encoder}.{inner}", f"controlnet_cond_embedding.{theirs}", original
-    for n in range(RESIDUALS):
-        ours = f"DownBlocks.Chain_{n + 1}.Passthrough.Conv2d"
-        yield ours, f"controlnet_down_blocks.{n}", f"{CONTROL_MODEL}zero_convs.{n}.0"
-    yield "MiddleBlock.Passthrough.Conv2d", "controlnet_mid_block", f"{CONTROL_MODEL}middle_block_out.0"
 
 
 def _load_t2i_adapter(

@@ -126,28 +126,43 @@ class FileLora:
     ) -> Lora[Any]:
         down, up = weights.read()
         stored = weights.tensors["down"]
-        weight = target.weight
-        if isinstance(target, fl.Linear):
-            down, up = _as_matrix(down), _as_matrix(up)
-        else:
-            down, up = (values if values.ndim == 4 else values[:, :, None, None] for values in (down, up))
-        kernels = ((), ()) if weight.ndim == 2 else (weight.shape[2:], (1, 1))
-        fits = down.ndim == up.ndim == weight.ndim and (up.shape[0], down.shape[1]) == tuple(weight.shape[:2])
-        fits = fits and tuple(down.shape[2:]) in kernels and up.shape[2:].numel() == 1
-        if not fits:
+        lora = make_lora(self.name, down, up, target)
+        if lora is None:
             raise CheckpointError(
                 f"{self.path}: {stored.key!r} of shape {stored.shape} does not fit the layer {layer!r} of"
-                f" {architecture.name}, whose weight has shape {tuple(weight.shape)}"
+                f" {architecture.name}, whose weight has shape {tuple(target.weight.shape)}"
             )
-        kind = LinearLora if isinstance(target, fl.Linear) else Conv2dLora
-        lora: Lora[Any] = kind.from_weights(self.name, down=down, up=up)
-        if isinstance(target, fl.Conv2d):
-            lora.down.stride = target.stride
-            lora.down.padding = target.padding if down.shape[2] > 1 else (0, 0)
         lora.scale = self._scale
-        for parameter in lora.parameters():
-            parameter.requires_grad_(False)
-        return lora.to(device=target.device, dtype=target.dtype)
+        return lora
+
+
+def make_lora(name: str, down: Tensor, up: Tensor, target: fl.WeightedModule) -> Lora[Any] | None:
+    """Make a LoRA of Refiners for a layer. None if it does not fit.
+
+    Args:
+        name: Its name.
+        down: The first matrix or convolution.
+        up: The second one.
+        target: The layer.
+    """
+    weight = target.weight
+    if isinstance(target, fl.Linear):
+        down, up = _as_matrix(down), _as_matrix(up)
+    else:
+        down, up = (values if values.ndim == 4 else values[:, :, None, None] for values in (down, up))
+    kernels = ((), ()) if weight.ndim == 2 else (weight.shape[2:], (1, 1))
+    fits = down.ndim == up.ndim == weight.ndim and (up.shape[0], down.shape[1]) == tuple(weight.shape[:2])
+    fits = fits and up.shape[1] == down.shape[0] and tuple(down.shape[2:]) in kernels and up.shape[2:].numel() == 1
+    if not fits:
+        return None
+    kind = LinearLora if isinstance(target, fl.Linear) else Conv2dLora
+    lora: Lora[Any] = kind.from_weights(name, down=down, up=up)
+    if isinstance(target, fl.Conv2d):
+        lora.down.stride = target.stride
+        lora.down.padding = target.padding if down.shape[2] > 1 else (0, 0)
+    for parameter in lora.parameters():
+        parameter.requires_grad_(False)
+    return lora.to(device=target.device, dtype=target.dtype)
 
 
 def architecture_of(model: StableDiffusion_XL | StableDiffusion_1) -> Architecture:

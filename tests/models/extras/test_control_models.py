@@ -258,8 +258,12 @@ def test_what_does_not_fit(folders: dict[str, Path], controlnet: Any, random_min
             load_control_model(model, save(state, tmp_path / "x.safetensors"))
 
     refused(one, {"x": torch.zeros(1)}, "no control model of a known kind; expected a ControlNet of Stable Diffusion")
-    refused(xl, state, r"Refiners has for Stable Diffusion 1\.5 alone; expected a T2I-Adapter for SDXL")
-    refused(one, {"lora_controlnet": torch.zeros(0)}, "a ControlLora, which is not supported")
+    refused(
+        xl, state, r"Refiners has for Stable Diffusion 1\.5 alone; expected a ControlLora or a T2I-Adapter for SDXL"
+    )
+    refused(
+        one, {"lora_controlnet": torch.zeros(0)}, "a ControlLora, which Refiners has for SDXL alone; expected a Con"
+    )
     key = "controlnet_mid_block.weight"
     refused(one, {name: tensor for name, tensor in state.items() if name != key}, f"{key!r} is missing")
     wide = {**state, key: torch.zeros(64, 64, 1, 1)}
