@@ -118,7 +118,9 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
         while not (tmp_path / "set" / "set.json").exists():
             assert first.poll() is None
             time.sleep(0.05)
+        first.send_signal(signal.SIGSTOP)  # it is at work for as long as the second one takes to get there
         second = subprocess.run(GENERATE, cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True)
+        first.send_signal(signal.SIGCONT)
         output, error = first.communicate()
     assert (second.returncode, second.stdout) == (2, "")
     message = "style-aligned: error: another run is at work in set: wait for it, or take another folder\n"
