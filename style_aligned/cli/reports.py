@@ -1,6 +1,7 @@
 """What the commands that draw report in the end: a line, or JSON."""
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,15 @@ from style_aligned.sets.sheet import sheet_path, write_sheet
 def command(name: str, *arguments: str | Path) -> str:
     """Return a command as people type it."""
     return shlex.join(["style-aligned", name, *map(str, arguments)])
+
+
+def propose_generate(style: Path, prompt: str) -> str:
+    """Return the command that draws in a style, with what follows the first comma of its prompt as the suffix."""
+    content, comma, rest = prompt.partition(",")
+    suffix = f"{comma}{rest}" if content.strip() and rest.strip() else ""
+    is_plain = suffix.isprintable() and re.search(r'["$`\\!]', suffix) is None
+    quoted = f'"{suffix}"' if is_plain else shlex.quote(suffix)
+    return f'{command("generate", style)} "…"{f" --suffix {quoted}" if suffix else ""} --output FOLDER'
 
 
 def report_change(

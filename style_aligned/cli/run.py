@@ -34,7 +34,7 @@ from style_aligned.cli.options import (
 )
 from style_aligned.cli.picture import Method, PictureOptions, print_caption, style_from_picture
 from style_aligned.cli.progress import Progress
-from style_aligned.cli.reports import command, describe_sets, report_drawn, report_result
+from style_aligned.cli.reports import command, describe_sets, propose_generate, report_drawn, report_result
 from style_aligned.models.family import default_size, family_of
 from style_aligned.models.model import Model
 from style_aligned.sets import drawing
@@ -240,7 +240,7 @@ def explore(
     sheet = output / SHEET_FILE
     described = {"folder": str(output), "sheet": str(sheet), "styles": [str(path) for path in paths]}
     first = paths[0].with_suffix("")
-    shown = f'{sheet}: next, style-aligned generate {first} "…" --output FOLDER, or any other than {first.name}'
+    shown = f"{sheet}: next, {propose_generate(first, prompt)}, or any other than {first.name}"
     report_result(described, shown, sheet, report)
 
 
@@ -277,7 +277,7 @@ def make_style(
         progress.image()
     output.parent.mkdir(parents=True, exist_ok=True)
     style.save(output)
-    typer.echo(f'{output}: next, style-aligned generate {output} "…" --output FOLDER')
+    typer.echo(f"{output}: next, {propose_generate(output, style.prompt)}")
 
 
 def caption(pictures: Sequence[Path | None], picture_options: PictureOptions, model: ModelOptions) -> None:

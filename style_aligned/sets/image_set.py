@@ -150,8 +150,8 @@ def open_set(folder: Path, *, new: SetState | None = None, wait: bool = False) -
             if is_earlier_set(folder):
                 state = adopt(folder)
                 warnings.warn(
-                    f"{folder} has no set.json, and gets one from what its images say: all but the sheet's title and"
-                    " the files of other adapters",
+                    f"{folder} has no set.json, and gets one from what its images say: all but the sheet's title, the"
+                    " files of other adapters and the pictures that images start from or follow",
                     Note,
                     stacklevel=3,
                 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from style_aligned.cli.reports import propose_generate
 from style_aligned.files import read_texts
 from style_aligned.sets.image_set import open_set, read_image_set
 from style_aligned.styles.style import Style
@@ -202,7 +203,10 @@ def test_explore_and_show_candidates(run: Run, tmp_path: Path, monkeypatch: pyte
     command = ["explore", "a fox, neon sign", *SMALL, "--seed", "5", "--output", "looks"]
     code, output, _ = run(*command, "--count", "2")
     assert code == 0
-    assert output.startswith('looks/sheet.png: next, style-aligned generate looks/1 "…" --output FOLDER')
+    assert output == (
+        'looks/sheet.png: next, style-aligned generate looks/1 "…" --suffix ", neon sign" --output FOLDER,'
+        " or any other than 1\n"
+    )
     before = contents(Path("looks"))
     assert before.keys() == {"1.png", "1.safetensors", "2.png", "2.safetensors", "sheet.png"}
     assert [Style.load(f"looks/{number}.safetensors").seed for number in (1, 2)] == [5, 6]
@@ -241,3 +245,18 @@ def test_style_and_show_style(run: Run, tmp_path: Path, monkeypatch: pytest.Monk
     assert_error(
         run("style", "a cat", "--output", "fox.png"), "expected --output to end in .safetensors, as style files do"
     )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "suffix"),
+    [
+        ("a fox", None),
+        ("a fox, ", None),
+        ("a fox, pixel art, 8 bit", ", pixel art, 8 bit"),
+        ('a fox, $HOME "sign"', ', $HOME "sign"'),
+    ],
+)
+def test_the_next_command_has_the_suffix_of_the_prompt(prompt: str, suffix: str | None) -> None:
+    words = shlex.split(propose_generate(Path("my looks/1"), prompt))
+    assert words[:4] == ["style-aligned", "generate", "my looks/1", "…"]
+    assert words[4:] == [*([] if suffix is None else ["--suffix", suffix]), "--output", "FOLDER"]

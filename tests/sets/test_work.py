@@ -304,6 +304,31 @@ def test_a_folder_without_set_json_opens_and_grows(draw: Draw, model: Mini, tmp_
     assert image_set.state.images[0].drawing.unaligned == "unaligned/000-a-cat.png"
 
 
+@pytest.mark.filterwarnings("ignore:.+ has no set.json:UserWarning")
+def test_a_set_that_has_lost_its_file_can_be_undone(draw: Draw, model: Mini) -> None:
+    folder = draw("a cat", "a dog", "a rocket").folder
+    with open_set(folder) as image_set:
+        artist = Artist(image_set, model)
+        artist.reroll(image_set.state.images[1], options={"scale": 0.5})
+        artist.reroll(image_set.state.images[1])
+        remove_image(image_set, image_set.state.images[2])
+        rename_image(image_set, image_set.state.images[3], "rocket")
+    before = read_image_set(folder).state
+    (folder / "set.json").unlink()
+    state = read_image_set(folder).state
+    assert {image.id: image.drawing.file for image in state.images.values()} == {
+        1: "001-a-cat.png", 2: "replaced/002-a-dog.png", 3: "rocket.png",
+    }  # fmt: skip
+    assert state.images[1].drawing.options == {"scale": 0.5}
+    assert [replace(own, made_with="") for own in state.images[1].replaced] == [
+        replace(own, made_with="") for own in before.images[1].replaced
+    ]
+    with open_set(folder) as image_set:
+        restored = restore_image(image_set, "dog")
+        assert (restored.drawing.file, restored.drawing.seed) == ("002-a-dog.png", 2)
+        assert restore_image(image_set, "cat", seed=1).drawing.options == {}
+
+
 def test_a_sheet_of_another_program_is_not_overwritten(draw: Draw) -> None:
     folder = draw("a cat").folder
     Image.new("RGB", (8, 8)).save(folder / "sheet.png")
