@@ -134,7 +134,7 @@ def explore(
 
     Each is a style of its own: looks/3 is the third one, for generate.
 
-    Example: style-aligned explore "a sword, sticker" --count 8 --output looks
+    Example: style-aligned explore "a mushroom, sticker" --count 8 --output looks
     """
     inputs.check_prompt(prompt, "the prompt")
     inputs.check_output_folder(output)
@@ -177,7 +177,7 @@ def add(
     The set's own prefix and suffix are put to the prompts. Images that were deleted, and those that an interruption
     left out, are drawn too.
 
-    Example: style-aligned add icons "a gem" "a potion"
+    Example: style-aligned add icons "an owl" "an anchor"
     """
     inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
 
@@ -222,7 +222,7 @@ def reroll(
 
     The old ones are kept in the folder replaced: restore brings them back.
 
-    Example: style-aligned reroll icons key
+    Example: style-aligned reroll icons umbrella
     """
     inputs.check_number("--seed", seed, minimum=0, maximum=inputs.MAX_SEED)
 

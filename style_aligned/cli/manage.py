@@ -36,7 +36,7 @@ class Format(str, Enum):
 def remove(*, folder: Folder, images: Images, report: ReportOptions) -> None:
     """Take images out of a set. They are kept in the folder replaced: restore brings them back.
 
-    Example: style-aligned remove icons key
+    Example: style-aligned remove icons anchor
     """
     from style_aligned.cli import reports
     from style_aligned.sets.changes import remove_image
@@ -62,7 +62,7 @@ def restore(
 ) -> None:
     """Bring back images that were removed, or earlier drawings of images that were drawn again.
 
-    Example: style-aligned restore icons key --seed 2
+    Example: style-aligned restore icons umbrella --seed 2
     """
     from style_aligned.cli import reports
     from style_aligned.sets.changes import find_restorable, restore_image
@@ -85,7 +85,7 @@ def rename(
 ) -> None:
     """Give the file of an image another name. Its id, prompt and seed stay.
 
-    Example: style-aligned rename icons key skeleton-key
+    Example: style-aligned rename icons hat magic-hat
     """
     from style_aligned.cli import reports
     from style_aligned.sets.changes import rename_image
@@ -177,7 +177,7 @@ def export(
 ) -> None:
     """Write the images of a set into another folder, under plain names, without settings inside.
 
-    The reference stays behind, unless it is asked for. Names leave out articles: 001-a-gem becomes gem.
+    The reference stays behind, unless it is asked for. Names leave out articles: 001-an-owl becomes owl.
 
     Example: style-aligned export icons --to out --format webp --size 64
     """
