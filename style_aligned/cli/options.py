@@ -219,6 +219,13 @@ class ReferenceOptions:
             " transparency of a picture that is the reference.  [default: all of it]",
         ),
     ] = None
+    reference_control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PICTURE",
+            help="Have the reference follow this picture too, by --control. Repeat it in the order of several of them.",
+        ),
+    ] = None
 
     def check(self) -> None:
         """Check what can be checked without PyTorch."""
@@ -228,6 +235,9 @@ class ReferenceOptions:
         inputs.check_text(self.negative or "", "--negative")
         if self.reference_mask not in (None, "alpha") and not Path(self.reference_mask or "").is_file():
             raise ValueError(f"expected --reference-mask to be a picture, got {self.reference_mask!r}: no such file")
+        for path in self.reference_control or ():
+            if not Path(path).expanduser().is_file():
+                raise ValueError(f"expected --reference-control to be a picture, got {path!r}, which is not there")
 
     def settings(self) -> dict[str, Any]:
         """Return what was given, as arguments of `Style.from_prompt`."""
@@ -238,12 +248,16 @@ class ReferenceOptions:
             "size": inputs.parse_size(self.size),
             "negative_prompt": self.negative,
             "reference_mask": self.reference_mask and from_anywhere(self.reference_mask),
+            "control": [from_anywhere(path) for path in self.reference_control] if self.reference_control else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
     def reject(self, reason: str) -> None:
         """Refuse what only a new reference can have."""
-        given = {"--steps": self.steps, "--guidance": self.guidance, "--size": self.size, "--negative": self.negative}
+        given = {
+            "--steps": self.steps, "--guidance": self.guidance, "--size": self.size, "--negative": self.negative,
+            "--reference-control": self.reference_control or None,
+        }  # fmt: skip
         inputs.reject(given, reason)
 
 

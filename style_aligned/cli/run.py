@@ -42,7 +42,7 @@ from style_aligned.sets.backend import Backend
 from style_aligned.sets.create import check_same, new_set
 from style_aligned.sets.explore import explore as explore_in
 from style_aligned.sets.image_set import ImageSet, open_set, read_image_set
-from style_aligned.sets.inputs import check_control
+from style_aligned.sets.inputs import check_control, check_reference_control
 from style_aligned.sets.names import find_images
 from style_aligned.sets.needs import check_needs
 from style_aligned.sets.prompts import collect_prompts
@@ -88,12 +88,15 @@ def generate(
         )
     if reference_options.reference_mask == "alpha" and len(pictures) < len(sources):
         raise ValueError("expected a picture as the reference beside --reference-mask alpha, got another one")
+    if pictures and reference_options.reference_control:
+        raise ValueError("expected no --reference-control beside a picture as the reference, which is not drawn")
     if all(source.kind in ("style", "blend") for source in sources):
         reference_options.reject("beside a style that is there: it has its own")
     given = {**reference_options.settings(), **({"options": dict(options)} if options else {})}
     jobs = [Job(source, set_folder(output, sources, index)) for index, source in enumerate(sources)]
     extras = extra_options.resolve(*(known for job in jobs for known in known_extras(job)))
     settings = {**preset_settings(extras), **given}
+    check_reference_control(extras, settings)
     for job in jobs:
         prefix, suffix = affixes_of(job, prompt_options)
         job.prompts = collect_prompts(drawn, prompt_options.prompts or (), prefix=prefix, suffix=suffix)
@@ -229,6 +232,7 @@ def explore(
     settings: dict[str, Any] = {
         **preset_settings(extras), **reference_options.settings(), "options": dict(options)
     }  # fmt: skip
+    check_reference_control(extras, settings)
     loaded = library.load_model(resolve_model(model.model), model, extras=extras)
     library.warn_about_prompts(loaded, [prompt, *filter(None, [reference_options.negative])])
     size = settings.get("size") or default_size(loaded)
@@ -254,10 +258,13 @@ def make_style(
     model: ModelOptions,
 ) -> None:
     """Make a style file, from a prompt or a picture."""
+    if source.kind == "picture" and reference_options.reference_control:
+        raise ValueError("expected no --reference-control beside a picture as the reference, which is not drawn")
     extras = extra_options.resolve()
     settings: dict[str, Any] = {
         **preset_settings(extras), **reference_options.settings(), "options": dict(options)
     }  # fmt: skip
+    check_reference_control(extras, settings)
     loaded = library.load_model(resolve_model(model.model), model, extras=extras)
     known = picture_options.caption if source.kind == "picture" else source.text
     library.warn_about_prompts(loaded, list(filter(None, [known, reference_options.negative])))

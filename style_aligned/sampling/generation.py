@@ -24,16 +24,18 @@ from style_aligned.models.state import exclusive_use, is_out_of_memory, reset
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.notes import Note
 from style_aligned.options import INIT_STRENGTH, SETTINGS, check_seed
-from style_aligned.sampling.control import Control, Pictures, read_control
+from style_aligned.sampling.control import read_control
 from style_aligned.sampling.init import Init, Picture, Start, read_inits
 from style_aligned.sampling.progress import show_progress
 from style_aligned.sampling.samples import Sample, Samples
+from style_aligned.styles.control import Control, Pictures
 from style_aligned.styles.settings import check_noise, check_size
 from style_aligned.styles.style import Style
 from style_aligned.words import show
 
 OF_A_REFERENCE = (
     "reference", "reference_seed", "options", "method", "picture", "details", "reference_mask", "blend",
+    "reference_control",
 )  # fmt: skip
 """Settings that do not matter to unaligned images."""
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from style_aligned.files import digest_picture
 from style_aligned.options import STYLE_OPTIONS
 from style_aligned.sets.image_set import ImageSet
 from style_aligned.sets.records import Drawing, SetError, SetImage
 from style_aligned.sets.set_file import REFERENCE_FILE, REFERENCE_ID, SetState
 from style_aligned.sets.sources import Source
+from style_aligned.styles.control import fit_control
 from style_aligned.styles.mask import digest_mask, prepare_mask
 from style_aligned.styles.style import Style
 
@@ -65,6 +67,7 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
     wanted: dict[str, Any] = {**settings, **settings.get("options", {})}
     wanted.pop("options", None)
     wanted.pop("reference_mask", None)
+    wanted.pop("control", None)
     wanted["prompt"] = source.text if style is None else style.prompt
     if style is not None:
         wanted["seed"] = style.seed
@@ -84,6 +87,12 @@ def check_same(image_set: ImageSet, source: Source, settings: Mapping[str, Any],
         and own["reference_mask"] != digest_mask(prepare_mask(mask, own["size"]))
     ):
         raise SetError(f"{image_set.folder} holds a set with another reference mask: take another --output")
+    if style is None and "reference_control" in own:
+        given = [digest_picture(fit_control(path, own["size"])) for path in settings.get("control", ())]
+        if given and given != [one["picture"] for one in own["reference_control"]]:
+            raise SetError(f"{image_set.folder} holds a set with another reference control: take another --output")
+    elif style is None and settings.get("control") and settings["control"] != own.get("control"):
+        raise SetError(f"{image_set.folder} holds a set without that reference control: take another --output")
     if style is not None and own.get("style") not in (None, style.digest):
         raise SetError(f"{image_set.folder} holds a set of another style: take another --output")
 
@@ -117,6 +126,7 @@ def _own_settings(image_set: ImageSet) -> dict[str, Any]:
         "size": (int(height), int(width)) if height.isdigit() and width.isdigit() else None,
         "style": made_with.get("style"),
         "reference_mask": made_with.get("reference_mask"),
+        "reference_control": made_with.get("reference_control", []),
         **{name: option.default for name, option in STYLE_OPTIONS.items()},
         **made_with.get("options", {}),
     }

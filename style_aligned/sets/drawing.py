@@ -96,6 +96,8 @@ def check_fit(style: Style, model: Model, name: str, *, force: bool = False) -> 
                 what, advice = "weights", "pass that model by --model, or --force"
                 if own.get("adapters") != given.get("adapters"):
                     what, advice = "adapters", "give those by --lora and --ip-adapter, or --force"
+                elif style.control:
+                    what, advice = "weights or control models", "give those by --model and --control, or --force"
                 raise StyleError(f"{name} was made with other {what}: {advice} ({error})") from None
             return f"{name} was made with other weights or adapters: images will differ from those of its own model"
     return f"{name}: {caught[0].message}" if caught else None

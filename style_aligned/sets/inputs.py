@@ -80,10 +80,25 @@ def describe_inputs(inputs: Mapping[str, Any], size: tuple[int, int]) -> dict[st
             strength = inputs.get("init_strength", INIT_STRENGTH)
             described["init"] = Init.read(inputs["init"], size, strength, inputs.get("init_mask")).describe()
         if "control" in inputs:
-            from style_aligned.sampling.control import fit_control
+            from style_aligned.styles.control import fit_control
 
             described["control"] = [{"picture": digest_picture(fit_control(path, size))} for path in inputs["control"]]
     return described
+
+
+def check_reference_control(extras: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check that a reference has a picture for each control model, if it has any.
+
+    Args:
+        extras: What goes beside StyleAligned.
+        settings: Arguments of `Style.from_prompt`.
+
+    Raises:
+        SetError: If it has more or fewer.
+    """
+    models, pictures = len(extras.get("control", ())), len(settings.get("control", ()))
+    if pictures and pictures != models:
+        raise SetError(f"expected a --reference-control for each of {models} --control, got {pictures}")
 
 
 def check_control(extras: Mapping[str, Any], inputs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,12 +1,13 @@
 """Whether a style fits a model: the same weights, in any precision, the same solver, and text embeddings alike."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from style_aligned.models.extras.control import controls_of
 from style_aligned.models.model import Model, describe_model, fingerprint, name_precision, same_weights, sample_weights
 from style_aligned.models.solvers import describe_solver
 from style_aligned.models.text import TextEmbedding, embed
@@ -74,6 +75,27 @@ def check_adapters(own: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     if own.get("adapters") != given.get("adapters"):
         raise StyleError(
             f"expected a model with {_name_adapters(own)}, as the style's, got one with {_name_adapters(given)}"
+        )
+
+
+def check_control_models(model: Model, own: Sequence[Mapping[str, Any]], *, force: bool) -> None:
+    """Check that a model has the control models that a style's reference was drawn with.
+
+    Args:
+        model: The model.
+        own: What the style says of each: its file, its scale and the digest of the picture.
+        force: Whether to let as many others pass.
+
+    Raises:
+        StyleError: If it has not.
+    """
+    given = [control.describe() for control in controls_of(model)]
+    is_same = [(one["file"], one["scale"]) for one in own] == [(one["file"], one["scale"]) for one in given]
+    if own and not is_same and not (force and len(own) == len(given)):
+        expected, found = (" and ".join(f"{one['file']}:{one['scale']:g}" for one in some) for some in (own, given))
+        raise StyleError(
+            f"expected a model with the control models {expected}, as the style's reference, got one with"
+            f" {found or 'none'}"
         )
 
 

@@ -174,10 +174,13 @@ def _read(file: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], Ima
         ):
             lengths = ", ".join("any" if length is None else str(length) for length in expected)
             raise StyleError(f"expected {name} of shape [{lengths}] in {path}, got {shape}")
-        if name != "latents" and math.prod(shape) > MAX_ELEMENTS:  # those are of a size that was checked
+        if (
+            name not in ("latents", "control") and math.prod(shape) > MAX_ELEMENTS
+        ):  # those are of a size that was checked
             raise StyleError(f"expected at most {MAX_ELEMENTS} elements in {name} of {path}, got shape {shape}")
-        if dtype not in (("U8",) if name == "preview" else FLOATS):
-            kind = "bytes" if name == "preview" else "a floating type"
+        is_picture = name in ("preview", "control")
+        if dtype not in (("U8",) if is_picture else FLOATS):
+            kind = "bytes" if is_picture else "a floating type"
             raise StyleError(f"expected {name} of {kind} in {path}, got {dtype}")
 
     tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in names}
@@ -201,6 +204,8 @@ def _expected_shapes(settings: Mapping[str, Any]) -> dict[str, list[int | None]]
         "pooled_text_embedding": [halves, None],
         "preview": [None],
     }
+    if settings.get("control"):
+        shapes["control"] = [len(settings["control"]), height, width, 3]
     if settings["format"] == 1:
         return shapes
     return {**shapes, "weights": [None], "reference_mask": [*latents_shape((height, width))[2:]]}

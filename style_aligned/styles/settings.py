@@ -23,12 +23,13 @@ from style_aligned.words import show
 MAX_PROMPT = 1 << 15  # characters: two prompts fit into a header, at 14 bytes for one that is escaped twice
 MAX_LATENTS = 1 << 28  # elements
 MAX_SIDE = 1 << 16  # pixels
+MAX_CONTROLS = 16
 METHODS = ("prompt", "noise", "ddim")
 SETTINGS = (
     "prompt", "negative_prompt", "seed", "num_inference_steps", "condition_scale", "size", "options", "solver", "model",
-    "method", "picture", "details",
+    "method", "picture", "details", "control",
 )  # fmt: skip
-DEFAULTS: dict[str, Any] = {"method": "prompt", "picture": None, "details": {}}  # said only if another
+DEFAULTS: dict[str, Any] = {"method": "prompt", "picture": None, "details": {}, "control": []}  # said only if another
 
 GUIDANCE_OFF = (0, 1)
 """The strengths of the classifier-free guidance that turn it off."""
@@ -45,6 +46,7 @@ FIXED = {
     "method": "the reference was made by it",
     "picture": "the reference was made from it",
     "details": "the reference was made by them",
+    "control": "the reference was drawn with it",
     "text": "it is the embedding of the reference's prompt",
     "trajectory": "it is the reference itself",
 }
@@ -167,12 +169,29 @@ def check_settings(settings: Mapping[str, Any]) -> None:
                 f"expected guidance beside {name}={options[name]}, which acts on one of its halves, got"
                 f" condition_scale={settings['condition_scale']:g}, which is none"
             )
-    method, picture, details = (settings.get(name, default) for name, default in DEFAULTS.items())
+    method, picture, details, control = (settings.get(name, default) for name, default in DEFAULTS.items())
+    check_control(control)
     if method not in METHODS or isinstance(picture, str) != (method != "prompt") or not isinstance(details, dict):
         raise ValueError(
             f"expected a method among {', '.join(METHODS)}, the digest of a picture for all but the first, and details"
             f" by name, got {show(method)}, {show(picture)} and {show(details)}"
         )
+
+
+def check_control(control: Any) -> None:
+    """Check what a style says of the control models that its reference was drawn with.
+
+    Raises:
+        ValueError: If it is not a list of the file, scale and picture of each.
+    """
+    fields = {"file": str, "scale": int | float, "picture": str}
+    described = cast(list[Any], control) if isinstance(control, list) else [None]
+    for own in described:
+        known = cast(dict[str, Any], own) if isinstance(own, dict) else {}
+        if known.keys() != fields.keys() or not all(isinstance(known[name], kind) for name, kind in fields.items()):
+            raise ValueError(f"expected the file, scale and picture of each control model, got {show(control)}")
+    if len(described) > MAX_CONTROLS:
+        raise ValueError(f"expected at most {MAX_CONTROLS} control models, got {len(described)}")
 
 
 def check_size(size: Any) -> None:

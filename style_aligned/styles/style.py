@@ -5,10 +5,12 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -18,6 +20,7 @@ from torch import Tensor
 from style_aligned.adapter.adapter import StyleAlignedAdapter
 from style_aligned.models.checkpoints.prompts import warn_about_prompts
 from style_aligned.models.denoising import predict_noise
+from style_aligned.models.extras.control import controls_of
 from style_aligned.models.finite import decode_image
 from style_aligned.models.model import (
     Model,
@@ -38,7 +41,14 @@ from style_aligned.models.state import exclusive_use
 from style_aligned.models.text import TextEmbedding, embed
 from style_aligned.options import split_options
 from style_aligned.styles.captions import Captioner
-from style_aligned.styles.compatibility import check_solver, check_started, check_text, check_weights
+from style_aligned.styles.compatibility import (
+    check_control_models,
+    check_solver,
+    check_started,
+    check_text,
+    check_weights,
+)
+from style_aligned.styles.control import Control, Pictures, read_pictures
 from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_blend_file, write_style_file
 from style_aligned.styles.from_image import read_picture
 from style_aligned.styles.mask import digest_mask, prepare_mask
@@ -85,6 +95,9 @@ class Style:
         reference_mask: Which part of the reference gives the style: weights between 0 and 1, at the resolution of its
             latents. None means all of it.
         blended: The styles that it blends, with their weights. Empty for a style of one reference.
+        control: The control models that the reference was drawn with: the file, the scale and the SHA-256 of the
+            picture's pixels of each.
+        control_pictures: These pictures, of the size of the reference.
     """
 
     prompt: str
@@ -104,6 +117,8 @@ class Style:
     weights: Float[Tensor, " weights"] | None = field(default=None)
     reference_mask: Float[Tensor, "latents_height latents_width"] | None = field(default=None)
     blended: tuple[tuple["Style", float], ...] = ()
+    control: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    control_pictures: tuple[Image.Image, ...] = ()
 
     def __post_init__(self) -> None:
         made = self.trajectory.__dict__.setdefault("made_with", self._made_with())
@@ -124,6 +139,7 @@ class Style:
         condition_scale: float | int | None = None,
         size: tuple[int, int] | None = None,
         reference_mask: Tensor | Image.Image | str | Path | None = None,
+        control: Pictures | None = None,
         options: Mapping[str, Any] | None = None,
         **keywords: Any,
     ) -> "Style":
@@ -141,6 +157,9 @@ class Style:
             size: The height and width in pixels. None means what the model was trained for.
             reference_mask: Which part of the reference gives the style: a picture, of which alpha or brightness counts,
                 its path, or weights between 0 and 1. None means all of it.
+            control: A picture that the reference follows by the control model that
+                [`Extras`][style_aligned.models.extras.Extras] has put beside the model, or a list with one for each of
+                several. The style keeps it. None draws the reference without control models.
             options: Options of the [`StyleAlignedAdapter`][style_aligned.adapter.StyleAlignedAdapter], by name.
             keywords: The same options, as keywords. Those that are not given are as recommended for the model.
 
@@ -173,8 +192,12 @@ class Style:
             warn_about_first_timestep(solver)
             warn_about_prompts(model, [prompt, negative_prompt])
             noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
+            pictures = [] if control is None else read_pictures(model, [control], shape)
+            control_of = Control(controls_of(model), pictures)
             return cls(
                 **settings,
+                control=control_of.describe(0) if pictures else [],
+                control_pictures=tuple(picture for own in pictures for picture in own),
                 solver=describe_solver(solver),
                 model=describe_model(model),
                 text=embed(model, prompt, None if guidance in GUIDANCE_OFF else negative_prompt),
@@ -403,14 +426,15 @@ class Style:
         last = min(self.steps_done, self.num_inference_steps - 1)
         if not 0 <= step <= last:
             raise ValueError(f"expected a step between 0 and {last}, got {step}")
-        predicted_noise = predict_noise(
-            model,
-            solver,
-            self.trajectory.latents[step].to(device=model.device, dtype=model.dtype),
-            step,
-            text=self.text.to(model.device, model.dtype),
-            condition_scale=self.condition_scale,
-        )
+        with self._follow_control(model):
+            predicted_noise = predict_noise(
+                model,
+                solver,
+                self.trajectory.latents[step].to(device=model.device, dtype=model.dtype),
+                step,
+                text=self.text.to(model.device, model.dtype),
+                condition_scale=self.condition_scale,
+            )
         return self.trajectory.advance(predicted_noise, step, self.prompt)
 
     def with_(self, **changes: Any) -> "Style":
@@ -467,6 +491,8 @@ class Style:
         more: dict[str, Any] = {}
         if self.reference_mask is not None:
             more["reference_mask"] = digest_mask(self.reference_mask)
+        if self.control:
+            more["reference_control"] = self.control
         if self.blended:
             described = [(part.describe(), weight) for part, weight in self.blended]
             for own, _ in described:
@@ -510,6 +536,7 @@ class Style:
             if not self.is_complete:
                 check_started(model, self.model, self.trajectory.latents[0].device, condition_scale=guidance)
             check_weights(model, self.model, self.weights, condition_scale=guidance, force=force and self.is_complete)
+            check_control_models(model, self.control, force=force)
             check_solver(model, self.solver)
             try:
                 StyleAlignedAdapter(model.unet, **self.options)
@@ -568,12 +595,16 @@ class Style:
         for settings, tensors, preview, weight in read_style_file(Path(path)):
             latents = tensors.pop("latents")
             weights, mask = tensors.pop("weights", None), tensors.pop("reference_mask", None)
+            pictures = tuple(Image.fromarray(pixels.numpy()) for pixels in tensors.pop("control", ()))
             text = TextEmbedding(**tensors)
             if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
                 text = text.conditional
             rows = list(torch.tensor_split(latents, len(latents)))
             trajectory = ReferenceTrajectory(settings["num_inference_steps"], rows, preview=preview)
-            style = cls(**settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask)
+            style = cls(
+                **settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask,
+                control_pictures=pictures,
+            )  # fmt: skip
             styles.append((style, weight))
         return styles[0][0] if len(styles) == 1 else cls.blend(styles)
 
@@ -603,6 +634,12 @@ class Style:
         self.preview.save(buffer, format="PNG")
         return buffer.getvalue()
 
+    def _follow_control(self, model: Model) -> AbstractContextManager[None]:
+        """Have the reference follow its control pictures for a pass, if it has any."""
+        if not self.control_pictures:
+            return nullcontext()
+        return Control(controls_of(model), [list(self.control_pictures)]).on([0], halves=self.text.rows)
+
     def _made_with(self) -> dict[str, Any]:
         """The settings that the reference depends on."""
         fixed = {name: getattr(self, name) for name in SETTINGS if name != "options"}
@@ -614,6 +651,9 @@ class Style:
         """The tensors that files have."""
         own = {"latents": self.latents, **self.text.tensors}
         more = {"weights": self.weights, "reference_mask": self.reference_mask}
+        if self.control_pictures:
+            pixels = [np.array(picture.convert("RGB")) for picture in self.control_pictures]
+            more["control"] = torch.from_numpy(np.stack(pixels))  # pyright: ignore[reportUnknownMemberType]
         return {**own, **{name: tensor for name, tensor in more.items() if tensor is not None}}
 
     def _own_model(self) -> Model:

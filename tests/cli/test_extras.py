@@ -239,6 +239,45 @@ def test_a_set_with_the_record_of_a_single_control_model_goes_on(run: Program, c
     assert again["images"][0]["inputs"] == new["images"][0]["inputs"]
 
 
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_a_reference_with_a_control_picture(run: Program, controlnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, "canny.safetensors")
+    for number, name in enumerate(("boat", "car")):
+        Image.effect_noise((64, 64), 50 + 100 * number).save(f"{name}.png")
+    control = ["--control", "canny.safetensors:0.7", "--control-image", "car.png"]
+    own = ["--reference-control", "boat.png"]
+    with monkeypatch.context() as patch:
+        patch.setattr("style_aligned.cli.library.load_model", None)
+        for options, pattern in (
+            ([*control, *own, *own], "expected a --reference-control for each of 1 --control, got 2"),
+            ([*own], "expected a --reference-control for each of 0 --control, got 1"),
+            ([*control, "--reference-control", "no.png"], "expected --reference-control to be a picture, got 'no.png'"),
+        ):
+            assert_error(run.generate(*options, "--output", "boats"), pattern)
+        arguments = ["generate", "boat.png", "a cat", "--model", run.model, *control, *own, "--output", "boats"]
+        assert_error(run(*arguments), "expected no --reference-control beside a picture as the reference")
+        assert not Path("boats").exists()
+
+    result = run.generate(*control, *own, "--output", "boats")
+    assert result[0] == 0, result
+    assert run.generate(*control, "--output", "plain")[0] == 0
+    (picture,) = (parse_settings(read_texts(Path("boats/reference.png"))) or {})["reference_control"]
+    assert (picture["file"], picture["scale"]) == ("canny.safetensors", 0.7)
+    assert find("boats/a-cat.png").read_bytes() != find("plain/a-cat.png").read_bytes()
+    assert run("add", "boats", "a dog", "--control-image", "car.png")[0] == 0
+    assert run.generate(*control, *own, "--output", "boats")[0] == 0
+    for output in ("boats", "plain"):
+        result = run.generate(*control, "--reference-control", "car.png", "--output", output)
+        assert_error(result, f"{output} holds a set with another reference control: take another --output")
+    # the style is not continued without it unnoticed
+    style = ["generate", "boats/style.safetensors", "a lamp", "--model", run.model, "--output", "lamps"]
+    assert_error(
+        run(*style), "expected a model with the control models canny.safetensors:0.7, as the style's reference"
+    )
+    assert_error(run(*style, *control, *own), "expected no --reference-control beside a style that is there")
+    assert run(*style, *control)[0] == 0
+
+
 @pytest.mark.slow
 def test_presets_and_solvers(run: Program) -> None:
     assert (

@@ -13,11 +13,14 @@ from refiners.foundationals.latent_diffusion.stable_diffusion_1 import controlne
 from safetensors.torch import save_file
 from torch import Tensor
 
-from style_aligned import Style, generate
+from style_aligned import Style, StyleAlignedAdapter, StyleError, generate
 from style_aligned.models.checkpoints import CheckpointError, load_model
-from style_aligned.models.denoising import time_ids
+from style_aligned.models.contexts import complete_rows
+from style_aligned.models.denoising import predict_noise, time_ids
 from style_aligned.models.extras import Extras, load_control_model
 from style_aligned.models.mini import Mini
+from style_aligned.models.solvers import make_solver, sample_noise
+from style_aligned.models.text import embed, stack
 from style_aligned.sampling.control import read_control
 from tests.models.checkpoints.narrow import UNET_1_WIDTHS, narrow as make_narrow
 from tests.models.checkpoints.pipelines import quiet, randomise
@@ -366,3 +369,77 @@ def test_each_image_has_a_picture_for_each_control_model(
             ):
                 draw(prompts, control=wrong)
     assert torch.equal(draw(prompts)[0], plain)
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+@pytest.mark.parametrize("guidance", [2.0, 0.0])
+@pytest.mark.parametrize("kind", ["1"], indirect=True)
+@torch.no_grad()
+def test_the_reference_follows_a_picture_of_its_own(
+    kind: str, guidance: float, folder: Path, controlnet: Any, tmp_path: Path
+) -> None:
+    """Equal to a loop by hand with reference and target in one batch, and so is the style of a file."""
+    model: Any = load_model(folder)
+    net = save(controlnet.state_dict(), tmp_path / "canny.safetensors")
+    t2i = save(t2i_adapter(kind).state_dict(), tmp_path / "sketch.safetensors")
+    pictures = [[Image.effect_noise((64, 64), sigma + more).convert("RGB") for more in (0, 60)] for sigma in (20, 200)]
+    settings: dict[str, Any] = {"num_inference_steps": 2, "size": (64, 64), "condition_scale": guidance}
+    halves = 2 if guidance else 1
+    file = tmp_path / "fox.safetensors"
+
+    with Extras(model, control=[(net, 0.7), (t2i, 0.5)]):
+        style = Style.from_prompt(model, "a fox, ink", control=pictures[0], **settings)
+        (image,) = generate(model, style, ["a cat, ink"], control=[pictures[1]])
+        style.save(file)
+        loaded = Style.load(file)
+        loaded.save(tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+        (again,) = generate(model, loaded, ["a cat, ink"], control=[pictures[1]])
+        assert error(again.latents, image.latents) < 1e-5
+        other = Style.from_prompt(model, "a fox, ink", control=pictures[1], **settings)
+        plain = Style.from_prompt(model, "a fox, ink", **settings)
+        assert error(other.latents, style.latents) > 1e-3
+        assert error(plain.latents, style.latents) > 1e-3
+        described = style.describe()["reference_control"]
+        assert described == loaded.control == image.settings["reference_control"]
+        assert [(own["file"], own["scale"]) for own in described] == [
+            ("canny.safetensors", 0.7), ("sketch.safetensors", 0.5)
+        ]  # fmt: skip
+        assert "reference_control" not in plain.describe()
+        with pytest.raises(ValueError, match="expected a control picture for each of 2 control models, got 1"):
+            Style.from_prompt(model, "a fox, ink", control=pictures[0][0], **settings)
+        with pytest.raises(ValueError, match=r"expected control to stay .* the reference was drawn with it"):
+            style.with_(control=[])
+
+    adapters: list[Any] = [load_control_model(model, net, scale=0.7), load_control_model(model, t2i, scale=0.5)]
+    rows = [torch.cat([image_to_tensor(own[n]) for own in pictures] * halves) for n in range(2)]
+    solver = make_solver(model, 2)
+    x = torch.cat([sample_noise(model, seed, (64, 64)) for seed in (0, 1)])
+    texts = [embed(model, prompt, "" if guidance else None) for prompt in ("a fox, ink", "a cat, ink")]
+    with StyleAlignedAdapter(model.unet, **style.options, set_size=2):
+        adapters[0].inject()
+        adapters[1].inject()
+        features = adapters[1].compute_condition_features(rows[1])
+        adapters[0].set_controlnet_condition(complete_rows(rows[0]))
+        adapters[1].set_condition_features(tuple(complete_rows(values) for values in features))
+        for step in range(2):
+            noise = predict_noise(model, solver, x, step, text=stack(texts), condition_scale=guidance)
+            x = solver(x, predicted_noise=noise, step=step)
+        for adapter in adapters[::-1]:
+            adapter.eject()
+    assert error(style.latents[-1:], x[:1]) < 1e-4
+    assert error(image.latents, x[1:]) < 1e-4
+
+    fresh = Style.load(file)
+    pattern = (
+        "the control models canny.safetensors:0.7 and sketch.safetensors:0.5, as the style's reference, got one with"
+    )
+    for force in (False, True):
+        with pytest.raises(StyleError, match=f"{pattern} none"):
+            generate(model, fresh, ["a cat, ink"], force=force)
+    with Extras(model, control=[net, net]):
+        with pytest.raises(StyleError, match=f"{pattern} canny.safetensors:1 and canny.safetensors:1"):
+            generate(model, fresh, ["a cat, ink"], control=[pictures[1]])
+        list(generate(model, fresh, ["a cat, ink"], control=[pictures[1]], force=True))
+    with pytest.raises(ValueError, match=r"expected a control model for control: Extras\(model, control=FILE\)"):
+        Style.from_prompt(model, "a fox, ink", control=pictures[0], **settings)
