@@ -110,6 +110,7 @@ class Worker:
             Each of them as a PNG file, with its settings inside, and how many seconds they took.
         """
         from style_aligned.sets.drawing import draw, image_settings
+        from style_aligned.sets.inputs import describe_inputs
 
         start = monotonic()
         style = self._take_style(task.style[0])
@@ -125,8 +126,8 @@ class Worker:
             bank_device=task.bank_device,
         )
         files: list[bytes] = []
-        for sample in samples:
-            own = {**settings, **{name: sample.settings[name] for name in ("init",) if name in sample.settings}}
+        for sample, (_, _, inputs) in zip(samples, task.images, strict=True):
+            own = {**settings, **describe_inputs(inputs, style.size)}
             files.append(encode_png(sample.image, describe_image(sample.prompt, sample.seed, own)))
         return files, monotonic() - start
 

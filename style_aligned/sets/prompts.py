@@ -99,7 +99,8 @@ def read_prompts(file: str) -> list[Prompt]:
     """Read prompts from a file, by its ending.
 
     `.jsonl` has JSON objects with `prompt`, `seed`, `name`, `init`, `init_strength`, `init_mask` and `control`, `.csv`
-    columns of these names. Paths of pictures start from the file's folder. Everything else is text, with a prompt a
+    columns of these names. A list in `control` has a picture for each control model; in `.csv`, `|` is between them.
+    Paths of pictures start from the file's folder. Everything else is text, with a prompt a
     line; blank lines and lines that start with `#` are left out. On standard input, a first line that starts with a
     brace tells JSON.
 
@@ -159,6 +160,8 @@ def _read_csv(text: str, name: str, folder: Path) -> list[Prompt]:
                 entry["seed"] = int(seed) if seed is not None and re.fullmatch(r"\d{1,10}", seed) else seed
                 if re.fullmatch(r"\d*\.?\d+", entry.get("init_strength", "")):
                     entry["init_strength"] = float(entry["init_strength"])
+                if "control" in entry:
+                    entry["control"] = [path.strip() for path in entry["control"].split("|")]
                 prompts.append(_make_prompt(entry, where, folder))
     except csv.Error as error:
         raise ValueError(f"{name}, line {rows.line_num}: {error}") from None

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from style_aligned.cli import main
 from style_aligned.cli.extras import ExtraOptions, PresetName, parse_scaled
+from style_aligned.cluster.worker import Task, Worker, pack, unpack
 from style_aligned.files import parse_settings, read_texts
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.styles.style import Style
@@ -276,6 +278,37 @@ def test_a_reference_with_a_control_picture(run: Program, controlnet: Any, monke
     )
     assert_error(run(*style, *control, *own), "expected no --reference-control beside a style that is there")
     assert run(*style, *control)[0] == 0
+
+
+@pytest.mark.usefixtures("narrow_controlnet")
+def test_control_pictures_reach_workers(run: Program, controlnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker writes the same files: those of a set whose prompts are in a .csv, with pictures for two models."""
+    save_file({key: tensor.contiguous() for key, tensor in controlnet.state_dict().items()}, "canny.safetensors")
+    save_file({key: tensor.contiguous() for key, tensor in t2i_adapter("1").state_dict().items()}, "t2i.safetensors")
+    for number, name in enumerate(("boat", "car")):
+        Image.effect_noise((64, 64), 50 + 100 * number).save(f"{name}.png")
+    control = ["--control", "canny.safetensors:0.7", "--control", "t2i.safetensors"]
+    own = ["--reference-control", "boat.png", "--reference-control", "car.png"]
+    Path("more.csv").write_text("prompt,control\na boat,boat.png | car.png\na car,car.png|boat.png\n")
+    arguments = ["generate", "--reference", "a fox", *SMALL, "--model", run.model, "--prompts", "more.csv"]
+    result = run(*arguments, *control, *own, "--output", "boats", "--batch-size", "1")
+    assert result[0] == 0, result
+    state = json.loads(Path("boats/set.json").read_text())
+    paths = [str(Path(f"{name}.png").resolve()) for name in ("boat", "car")]
+    assert [image["inputs"]["control"] for image in state["images"]] == [paths, paths[::-1]]
+
+    def get(content: Any) -> Any:
+        return content
+
+    monkeypatch.setattr("style_aligned.cluster.worker.import_ray", lambda: SimpleNamespace(get=get))
+    worker = Worker(str(run.model), {"device": "cpu"}, extras=state["extras"])
+    worker.start()
+    style = pack(Style.load("boats/style.safetensors"))
+    made = worker.make_style({"prompt": "a fox", "size": (64, 64), "num_inference_steps": 2, "control": paths})
+    assert unpack(made).control == unpack(style).control
+    images = [(image["prompt"], image["seed"], image["inputs"]) for image in state["images"]]
+    files, _ = worker.draw(Task([style], images, is_aligned=True, batch_size=1, bank_device=None))
+    assert files == [find(f"boats/{name}.png").read_bytes() for name in ("a-boat", "a-car")]
 
 
 @pytest.mark.slow
