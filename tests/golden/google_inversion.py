@@ -79,7 +79,7 @@ def google_code(folder: Path, pipeline: Any) -> Generator[tuple[Any, Any], None,
 def compute(folder: Path) -> dict[str, Tensor]:
     """Have Google's code invert the picture, and draw targets with it."""
     with tempfile.TemporaryDirectory() as temporary:
-        pipeline = make_pipeline("xl", Path(temporary))
+        pipeline = make_pipeline("deep xl", Path(temporary))
     with google_code(folder, pipeline) as (inversion, sa_handler):
         picture = np.array(make_picture())
         trajectory = inversion.ddim_inversion(pipeline, picture, PROMPT, STEPS, SCALE)

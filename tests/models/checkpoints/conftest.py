@@ -11,7 +11,8 @@ from style_aligned.models.checkpoints import sources
 from style_aligned.models.checkpoints.architectures import Architecture
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.spelling import canonical_key
-from tests.models.checkpoints.narrow import NARROW, NARROW_1, NARROW_XL
+from style_aligned.models.extras import lora
+from tests.models.checkpoints.narrow import NARROW, NARROW_1, SHALLOW_XL
 from tests.models.checkpoints.pipelines import make_pipeline, quiet, to_original
 
 
@@ -97,8 +98,10 @@ def narrow(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let everything be loaded into models of a fraction of the width, but in modules that set `FULL_SIZE`."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if not getattr(request.module, "FULL_SIZE", False):
-            monkeypatch.setattr(sources, "STABLE_DIFFUSION_XL", NARROW_XL)
-            monkeypatch.setattr(sources, "STABLE_DIFFUSION_1", NARROW_1)
+            xl = getattr(request.module, "ARCHITECTURE_XL", SHALLOW_XL)
+            for module in (sources, lora):
+                monkeypatch.setattr(module, "STABLE_DIFFUSION_XL", xl)
+                monkeypatch.setattr(module, "STABLE_DIFFUSION_1", NARROW_1)
         yield
 
 

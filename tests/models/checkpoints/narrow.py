@@ -1,11 +1,20 @@
-"""Models of the real structure, key for key, with a fraction of the width: what diffusers and we build alike."""
+"""Models with a fraction of the width: what diffusers and we build alike.
+
+SDXL is shallow too, but for `build_narrow_xl`: the structure is the real one, with fewer transformers and layers of the
+second text encoder.
+"""
 
 import dataclasses
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from refiners.fluxion import layers as fl
+from refiners.foundationals.clip.text_encoder import CLIPTextEncoder
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl import unet as sdxl_unet
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.unet import TextTimeEmbedding
 from torch.nn import Parameter
 
@@ -17,6 +26,8 @@ from style_aligned.models.checkpoints.architectures import (
     build_stable_diffusion_xl,
 )
 
+DEPTH, ENCODER_LAYERS = 3, 4
+"""In place of the 10 transformers of SDXL's inner levels, and of the 32 layers of its second text encoder."""
 CHANNELS = {width: width // 10 for width in (320, 640, 960, 1280, 1920, 2560, 5120, 10240)}
 UNET_XL_WIDTHS = {**CHANNELS, 2048: 96, 2816: 64 + 6 * 8}
 UNET_1_WIDTHS = {**CHANNELS, 768: 32}
@@ -57,6 +68,29 @@ def build_narrow_xl() -> StableDiffusion_XL:
     return model
 
 
+@contextmanager
+def shallow() -> Generator[None, None, None]:
+    """Have Refiners build fewer layers."""
+
+    def build_attention(*, num_attention_layers: int, **arguments: Any) -> fl.Chain:
+        return cross_attention(num_attention_layers=min(num_attention_layers, DEPTH), **arguments)
+
+    def build_encoder(encoder: CLIPTextEncoder, *, num_layers: int, **arguments: Any) -> None:
+        initialize(encoder, num_layers=ENCODER_LAYERS if num_layers == 32 else num_layers, **arguments)
+
+    cross_attention, initialize = sdxl_unet.SDXLCrossAttention, CLIPTextEncoder.__init__
+    with (
+        mock.patch.object(sdxl_unet, "SDXLCrossAttention", build_attention),
+        mock.patch.object(CLIPTextEncoder, "__init__", build_encoder),
+    ):
+        yield
+
+
+def build_shallow_xl() -> StableDiffusion_XL:
+    with shallow():
+        return build_narrow_xl()
+
+
 def build_narrow_1() -> StableDiffusion_1:
     model = build_stable_diffusion_1()
     narrow(model.unet, UNET_1_WIDTHS)
@@ -66,8 +100,18 @@ def build_narrow_1() -> StableDiffusion_1:
 
 
 NARROW_XL = dataclasses.replace(STABLE_DIFFUSION_XL, build=build_narrow_xl, text_width=96)
+SHALLOW_XL = dataclasses.replace(
+    STABLE_DIFFUSION_XL,
+    build=build_shallow_xl,
+    text_width=96,
+    unet=dataclasses.replace(STABLE_DIFFUSION_XL.unet, depths=(0, 2, DEPTH), middle_depth=DEPTH),
+    text_encoders=(
+        STABLE_DIFFUSION_XL.text_encoders[0],
+        dataclasses.replace(STABLE_DIFFUSION_XL.text_encoders[1], layers=ENCODER_LAYERS),
+    ),
+)
 NARROW_1 = dataclasses.replace(STABLE_DIFFUSION_1, build=build_narrow_1, text_width=32)
-NARROW: dict[str, Architecture] = {"xl": NARROW_XL, "1": NARROW_1}
+NARROW: dict[str, Architecture] = {"xl": SHALLOW_XL, "1": NARROW_1, "deep xl": NARROW_XL}
 
 # The settings of the published models, as diffusers and transformers spell them.
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
@@ -92,7 +136,7 @@ UNET_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 NARROW_UNET_CONFIGS: dict[str, dict[str, Any]] = {
-    "xl": {
+    "deep xl": {
         **UNET_CONFIGS["xl"],
         "block_out_channels": (32, 64, 128),
         "attention_head_dim": (1, 2, 4),
@@ -108,6 +152,7 @@ NARROW_UNET_CONFIGS: dict[str, dict[str, Any]] = {
         "sample_size": 8,
     },
 }
+NARROW_UNET_CONFIGS["xl"] = {**NARROW_UNET_CONFIGS["deep xl"], "transformer_layers_per_block": (1, 2, DEPTH)}
 AUTOENCODER_CONFIG: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -116,7 +161,7 @@ AUTOENCODER_CONFIG: dict[str, Any] = {
     "latent_channels": 4,
 }
 NARROW_AUTOENCODER_CONFIG = {**AUTOENCODER_CONFIG, "block_out_channels": (32, 64, 128, 128), "sample_size": 64}
-SCALING_FACTORS = {"xl": 0.13025, "1": 0.18215}
+SCALING_FACTORS = {"xl": 0.13025, "deep xl": 0.13025, "1": 0.18215}
 TEXT_L_CONFIG: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from style_aligned.models.checkpoints.architectures import Architecture
 from tests.models.checkpoints.narrow import (
+    NARROW,
     NARROW_AUTOENCODER_CONFIG,
     NARROW_TEXT_G_CONFIG,
     NARROW_TEXT_L_CONFIG,
@@ -98,7 +99,8 @@ def make_pipeline(kind: str, folder: Path) -> Any:
                 requires_safety_checker=False,
             )
         else:
-            config = transformers.CLIPTextConfig(**NARROW_TEXT_G_CONFIG)
+            layers = NARROW[kind].text_encoders[1].layers
+            config = transformers.CLIPTextConfig(**{**NARROW_TEXT_G_CONFIG, "num_hidden_layers": layers})
             tokenizer_2 = make_tokenizer(folder)
             tokenizer_2.pad_token = "!"
             pipeline = diffusers.StableDiffusionXLPipeline(

@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from style_aligned import Style, generate
 from style_aligned.models.checkpoints import load_model
 from tests.golden import google_inversion as google
+from tests.models.checkpoints.narrow import NARROW_XL
 from tests.oracle import relative_error
 
+ARCHITECTURE_XL = NARROW_XL  # as deep as the one that Google's code has run on
 GOLDEN = load_file(google.FILE)
 TOLERANCE = 1e-4  # it is 4e-6 where the file was made
 
@@ -23,7 +25,7 @@ def kind() -> str:
 
 @pytest.fixture(scope="module")
 def model(folders: dict[str, Path], narrow: None) -> Any:
-    return load_model(folders["xl"])
+    return load_model(folders["deep xl"])
 
 
 def invert(model: Any, **changes: Any) -> Style:

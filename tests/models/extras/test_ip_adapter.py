@@ -148,7 +148,7 @@ def test_what_does_not_fit(folder: Path, pipelines: dict[str, Any], encoder_fold
     state = random_ip_adapter(pipelines["1"].unet, plus=False)
     refused({"x": torch.zeros(1)}, r"no IP-Adapter of a known kind \(such as FaceID's\); expected ip-adapter_")
     refused(
-        random_ip_adapter(pipelines["xl"].unet, plus=False), r"140 tensors for attentions, 32 are expected for Stable"
+        random_ip_adapter(pipelines["xl"].unet, plus=False), r"56 tensors for attentions, 32 are expected for Stable"
     )
     wide = {key: torch.zeros(t.shape[0], 96) if key.startswith("ip_") else t for key, t in state.items()}
     refused(wide, r"an IP-Adapter for text embeddings of width 96; expected 32, as of Stable Diffusion 1\.5")
