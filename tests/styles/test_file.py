@@ -3,8 +3,8 @@
 import hashlib
 import io
 import json
-import os
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
