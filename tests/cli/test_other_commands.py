@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -227,13 +228,12 @@ def test_a_full_disk_leaves_what_was_there(
         assert run(*command, "--output", tmp_path / name)[0] == 0
     before = contents(tmp_path)
     assert before.keys() == commands.keys()
-    write = Path.write_bytes
 
-    def write_bytes(path: Path, content: bytes) -> int:
-        write(path, content[:10])
+    def fsync(file: int) -> None:
+        os.truncate(file, 10)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    monkeypatch.setattr(os, "fsync", fsync)
     for name, command in commands.items():
         for path in (tmp_path / name, tmp_path / f"new-{name}"):
             code, output, error = run(*command, "--output", path)
