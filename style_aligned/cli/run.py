@@ -244,7 +244,8 @@ def explore(
     sheet = output / SHEET_FILE
     described = {"folder": str(output), "sheet": str(sheet), "styles": [str(path) for path in paths]}
     first = paths[0].with_suffix("")
-    shown = f"{sheet}: next, {propose_generate(first, prompt)}, or any other than {first.name}"
+    shown = f"{sheet}: next, {propose_generate(first, prompt)}"
+    shown += f", or any other than {first.name}" if len(paths) > 1 else ""
     report_result(described, shown, sheet, report)
 
 

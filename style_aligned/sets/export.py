@@ -81,7 +81,7 @@ def export_set(
         SetError: If there is no image, if a file is in the way, or if the folder is that of a set.
 
     Warns:
-        Note: If images are missing.
+        Note: If images are missing, or files of an earlier export have other names.
     """
     planned = plan_export(image_set, names=names, format=format, reference=reference)
     if not planned:
@@ -97,6 +97,14 @@ def export_set(
         warnings.warn(
             f"{len(missing)} missing: {', '.join(missing[:MAX_NAMED])}{' …' if len(missing) > MAX_NAMED else ''};"
             f" style-aligned add {image_set.folder} draws what is missing",
+            Note,
+            stacklevel=2,
+        )
+    others = [path.name for path in sorted(folder.glob("*.*")) if path.name not in planned and _is_export(path)]
+    if others:
+        warnings.warn(
+            f"{folder} has {len(others)} more of an earlier export: {', '.join(others[:MAX_NAMED])}"
+            f"{' …' if len(others) > MAX_NAMED else ''}",
             Note,
             stacklevel=2,
         )

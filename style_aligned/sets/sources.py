@@ -150,5 +150,6 @@ def _find_in_folder(folder: Path) -> Source:
     if is_set(folder):
         raise ValueError(f"{folder} is a set whose reference is not drawn yet: style-aligned add {folder}")
     if styles := sorted(folder.glob(f"*{STYLE_ENDING}")):
-        raise ValueError(f"{folder} holds {len(styles)} styles: take one of them, such as {styles[0].with_suffix('')}")
+        count = f"{len(styles)} style{'' if len(styles) == 1 else 's'}"
+        raise ValueError(f"{folder} holds {count}: take one of them, such as {styles[0].with_suffix('')}")
     raise ValueError(f"{folder} is a folder without a style: expected {EXPECTED}")

@@ -111,7 +111,7 @@ NEW = ["--output", "new"]
         (["generate", "--style", "folder", "a cat", *NEW], "folder is a folder without a style"),
         (
             ["generate", "candidates", "a cat", *NEW],
-            "candidates holds 1 styles: take one of them, such as candidates/1",
+            "candidates holds 1 style: take one of them, such as candidates/1",
         ),
         (["generate", "picture.png", "a cat", *NEW], "expected picture.png to be a picture, got an empty file"),
         (["show", "picture.png"], "expected a style file or a set's folder, got the picture picture.png: make a style"),
