@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from style_aligned.adapter.group_norm import GroupNorm
 from style_aligned.adapter.places import find_group_norms, find_self_attentions, resolve, walk
 from style_aligned.adapter.reference_bank import Mask, ReferenceBank
-from style_aligned.adapter.residuals import reset_residuals
+from style_aligned.adapter.residuals import Passes
 from style_aligned.adapter.self_attention import (
     AttentionAdapter,
     FullySharedAttentionAdapter,
@@ -90,8 +90,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._apply_options()
         self._is_injected = False
         self._adapters: list[AttentionAdapter | GroupNorm] = []
+        self._passes: list[tuple[fl.Chain, Passes]] = []  # of each U-Net
         self._hooks: list[RemovableHandle] = []
-        self._is_in_pass = False
         self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -183,10 +183,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
         self._adapters = [*self._adapt_attentions(), *self._adapt_group_norms()]
-        for unet in self._find_unets():
-            self._hooks.append(unet.register_forward_pre_hook(self._before_pass))
-            self._hooks.append(unet.register_forward_hook(self._after_pass))
-        self._is_in_pass = False
+        self._passes = [(unet, Passes()) for unet in self._find_unets()]
+        self._hooks = [hook for unet, passes in self._passes for hook in self._watch(unet, passes)]
         super().inject(parent)
         self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
@@ -209,9 +207,10 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         chains: list[fl.Chain] = [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
         for chain in chains:
             chain.provider.contexts.pop(CONTEXT, None)
-        self._forget_unfinished_pass()
+        for unet, passes in self._passes:
+            passes.recover(unet)
         super().eject()
-        self._adapters, self._hooks, self._is_injected = [], [], False
+        self._adapters, self._hooks, self._passes, self._is_injected = [], [], [], False
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
         return self if self._is_injected else self.inject()
@@ -377,16 +376,26 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             place.parent.replace(place.layer, shared[-1])
         return shared
 
-    def _before_pass(self, unet: fl.Chain, inputs: tuple[Tensor]) -> None:
-        """Forget what an interrupted pass has left, and check the rows of the input before anything is computed.
+    def _watch(self, unet: fl.Chain, passes: Passes) -> tuple[RemovableHandle, RemovableHandle]:
+        """Have every pass of a U-Net checked, and begin as on a fresh one whatever has become of the one before."""
+
+        def before(_: fl.Chain, inputs: tuple[Tensor]) -> None:
+            passes.begin(unet)
+            self._check_latents(inputs[0])
+
+        def after(*_: Any) -> None:
+            passes.end()
+
+        return unet.register_forward_pre_hook(before), unet.register_forward_hook(after)
+
+    def _check_latents(self, x: Tensor) -> None:
+        """Check the rows of the input of a U-Net before anything is computed.
 
         Raises:
             ValueError: If the latents are not of rank 4, if their rows are not laid out as `set_size` says, or if
                 targets do not fit the references that were recorded.
         """
-        self._forget_unfinished_pass()
-        self._is_in_pass = True
-        x, sharing = inputs[0], self._sharing
+        sharing = self._sharing
         if x.ndim != 4:
             raise ValueError(
                 "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
@@ -410,15 +419,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 self._checked_rows = len(x)
         if mask is not None:
             mask.fit(*x.shape[-2:])
-
-    def _after_pass(self, *_: object) -> None:
-        self._is_in_pass = False
-
-    def _forget_unfinished_pass(self) -> None:
-        if self._is_in_pass:
-            for unet in self._find_unets():
-                reset_residuals(unet)
-            self._is_in_pass = False
 
 
 def is_adapted(layer: object) -> bool:

@@ -1,15 +1,17 @@
 """Attention that is shared with the reference."""
 
 import math
-from collections.abc import Generator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
+from refiners.fluxion.layers.attentions import (
+    scaled_dot_product_attention,
+    scaled_dot_product_attention_non_optimized,
+)
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention as fused_attention
 
 from style_aligned.adapter.sharing import get_sharing
 
@@ -36,6 +38,7 @@ class SharedAttention(fl.Chain):
             place: The name of the place, which may have a strength of its own.
         """
         self._place = place
+        self._attention = [attention]  # other adapters may come between
         super().__init__(attention)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -44,7 +47,7 @@ class SharedAttention(fl.Chain):
         key: Float[Tensor, "rows shared_tokens dim"],
         value: Float[Tensor, "rows shared_tokens dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
-        attend, tokens = self[0], query.shape[1]
+        attend, tokens = super().forward, query.shape[1]
         if key.shape[1] == tokens:  # nothing is shared
             return attend(query, key, value)
         sharing = get_sharing(self)
@@ -71,60 +74,96 @@ class SharedAttention(fl.Chain):
             query: The queries.
             key: The keys.
             value: The values.
+
+        Raises:
+            ValueError: If references have weights, and other adapters do not let them through to the attention.
         """
         tokens, limits = query.shape[1], torch.finfo(key.dtype)
         log_weights = get_sharing(self).log_weights(self._place, key, tokens)
         if not isinstance(log_weights, Tensor):
             if log_weights == 0:
-                return self[0](query, key, value)
+                return super().forward(query, key, value)
             log_weights = key.new_tensor(min(max(log_weights, limits.min), limits.max)).expand(key.shape[1] - tokens)
         bias = torch.cat((key.new_zeros(tokens), log_weights.clamp(limits.min, limits.max).to(dtype=key.dtype)))
-        with bias_scores(self.ensure_find(fl.ScaledDotProductAttention), bias):
-            return self[0](query, key, value)  # with what other adapters have put around it
+
+        # heads and slices are the attention's, and what other adapters have put around it stays: only its dot product
+        # is another one for now
+        attention = self._attention[0]
+        dot_product = attention.dot_product
+        attention.dot_product = biased = BiasedDotProduct(dot_product, bias)
+        try:
+            attended = super().forward(query, key, value)
+        finally:
+            attention.dot_product = dot_product
+        if not biased.is_used:
+            raise ValueError(
+                f"expected {self._place} to compute with the dot product of its ScaledDotProductAttention, which gives"
+                f" references their weights, got {', '.join(type(layer).__name__ for layer in self)} that goes without:"
+                f" eject it, {OR_ONCE}"
+            )
+        return attended
 
 
-@contextmanager
-def bias_scores(attention: fl.ScaledDotProductAttention, bias: Float[Tensor, "keys"]) -> Generator[None, None, None]:
-    """Have an attention add something to the scores of each key, for as long as the context lasts.
+OR_ONCE = "or have the reference count once (strength 1, shift 0, no mask, one reference of the targets' size)"
 
-    Args:
-        attention: The attention.
-        bias: What is added to the scores of each key.
+
+class BiasedDotProduct:
+    """The dot product of a `ScaledDotProductAttention`, with something added to the scores of each key.
+
+    Attributes:
+        is_used: Whether it was called.
     """
-    dot_product = attention.dot_product
-    attention.dot_product = partial(biased_dot_product, bias=bias, is_optimized=attention.is_optimized)
-    try:
-        yield
-    finally:
-        attention.dot_product = dot_product
 
+    def __init__(self, dot_product: Callable[..., Tensor], bias: Float[Tensor, "keys"]) -> None:
+        """Initialize the BiasedDotProduct.
 
-def biased_dot_product(
-    query: Float[Tensor, "rows heads tokens dim"],
-    key: Float[Tensor, "rows heads keys dim"],
-    value: Float[Tensor, "rows heads keys dim"],
-    is_causal: bool = False,
-    *,
-    bias: Float[Tensor, "keys"],
-    is_optimized: bool,
-) -> Float[Tensor, "rows heads tokens dim"]:
-    """Compute attention with something added to the scores of each key.
+        Args:
+            dot_product: The dot product without.
+            bias: What is added to the scores of each key. Fused attention adds it as it goes: the scores of all queries
+                are never laid out in memory.
 
-    Args:
-        query: The queries.
-        key: The keys.
-        value: The values.
-        is_causal: False: attentions that are causal do not share.
-        bias: What is added to the scores of each key. Fused attention adds it as it goes: the scores of all queries
-            are never laid out in memory.
-        is_optimized: Whether to take PyTorch's fused attention.
-    """
-    if is_optimized:
-        # a row of scores for all the queries: broadcast, it stays that small
-        mask = bias.expand(query.shape[-2], -1)
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1]) + bias
-    return scores.softmax(dim=-1).to(dtype=value.dtype) @ value
+        Raises:
+            ValueError: If the dot product is none of Refiners' two.
+        """
+        if dot_product not in (scaled_dot_product_attention, scaled_dot_product_attention_non_optimized):
+            name = getattr(dot_product, "__name__", type(dot_product).__name__)
+            raise ValueError(
+                "expected a ScaledDotProductAttention with one of Refiners' dot products, which references can be"
+                f" given their weights in, got {name}: set it back, {OR_ONCE}"
+            )
+        self.is_optimized = dot_product is scaled_dot_product_attention
+        self.bias = bias
+        self.is_used = False
+
+    def __call__(
+        self,
+        query: Float[Tensor, "rows heads tokens dim"],
+        key: Float[Tensor, "rows heads keys dim"],
+        value: Float[Tensor, "rows heads keys dim"],
+        is_causal: bool = False,
+    ) -> Float[Tensor, "rows heads tokens dim"]:
+        """Attend.
+
+        Args:
+            query: The queries.
+            key: The keys.
+            value: The values.
+            is_causal: False: a causal attention is not shared.
+
+        Raises:
+            ValueError: If another adapter has changed the number of keys.
+        """
+        self.is_used = True
+        if key.shape[-2] != len(self.bias):
+            raise ValueError(
+                f"expected the {len(self.bias)} keys of targets and references, which have weights, got"
+                f" {key.shape[-2]} from another adapter: eject it, {OR_ONCE}"
+            )
+        if self.is_optimized:
+            # a row of scores for all the queries: broadcast, it stays that small
+            return fused_attention(query, key, value, attn_mask=self.bias.expand(query.shape[-2], -1))
+        scores = (query @ key.transpose(-1, -2)).float() / math.sqrt(query.shape[-1]) + self.bias
+        return scores.softmax(dim=-1).to(dtype=value.dtype) @ value
 
 
 class FullySharedAttention(fl.Chain):
@@ -157,4 +196,4 @@ class FullySharedAttention(fl.Chain):
     ) -> Float[Tensor, "rows tokens dim"]:
         groups = query.shape[0] // get_sharing(self).shared_group_size(query.shape[0])
         laid_end_to_end = (x.reshape(groups, -1, x.shape[-1]) for x in (query, key, value))
-        return self[0](*laid_end_to_end).reshape(query.shape)
+        return super().forward(*laid_end_to_end).reshape(query.shape)

@@ -9,23 +9,21 @@ from torch import Tensor, cat
 
 from style_aligned.adapter.attention import FullySharedAttention, SharedAttention
 from style_aligned.adapter.layers import StyleAligned
-from style_aligned.adapter.places import walk
 from style_aligned.adapter.reference_bank import References
 from style_aligned.adapter.sharing import get_sharing
 
-OF_ATTENTION = ("num_heads", "is_causal", "is_optimized", "slice_size", "dot_product")
 
+class OfTarget:
+    """An attribute that an adapter has of its target: read there, and set there."""
 
-def _of_target(name: str) -> Any:
-    """Return a property that is the attribute of an adapter's target."""
+    def __set_name__(self, _: type, name: str) -> None:
+        self.name = name
 
-    def read(adapter: "AttentionAdapter") -> Any:
-        return getattr(adapter.target, name)
+    def __get__(self, adapter: Any, _: type) -> Any:
+        return self if adapter is None else getattr(adapter.target, self.name)
 
-    def write(adapter: "AttentionAdapter", value: Any) -> None:
-        setattr(adapter.target, name, value)
-
-    return property(read, write)
+    def __set__(self, adapter: Any, value: Any) -> None:
+        setattr(adapter.target, self.name, value)
 
 
 class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -45,6 +43,12 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
         (Float[Tensor, "rows tokens dim"]): The attended values.
     """
 
+    num_heads = OfTarget()  # pyright: ignore
+    is_causal = OfTarget()  # pyright: ignore
+    is_optimized = OfTarget()  # pyright: ignore
+    slice_size = OfTarget()  # pyright: ignore
+    dot_product = OfTarget()  # pyright: ignore
+
     def __init__(self, target: fl.ScaledDotProductAttention, place: str, *layers: fl.Module) -> None:
         """Initialize the AttentionAdapter.
 
@@ -54,14 +58,10 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             layers: The layers that take its place, and hold it.
         """
         self._place = place
-        own = {name: getattr(target, name) for name in OF_ATTENTION}
+        attributes = dict(vars(target))
         with self.setup_adapter(target):
             super().__init__(*layers)
-        for name, value in own.items():  # where the initializer of `ScaledDotProductAttention` has put its defaults
-            setattr(self, name, value)
-
-    # who sets one, such as `slice_size`, sets that of the attention that computes
-    num_heads, is_causal, is_optimized, slice_size, dot_product = map(_of_target, OF_ATTENTION)
+        vars(target).update(attributes)  # in place of the defaults that a ScaledDotProductAttention begins with
 
     def structural_copy(self) -> fl.ScaledDotProductAttention:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the original attention: what is copied is the plain model."""
@@ -112,10 +112,20 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
         guided = targets.lerp(references.tokens.unsqueeze(dim=1).expand_as(targets), amount)
         return cat((sharing.join(own, guided), positive))
 
-    @property
-    def plain_attention(self) -> fl.Module:
-        """The original attention, as other adapters may have adapted it since."""
-        return self.layer(len(self) - 1, fl.Chain)[0]
+    def plain_attention(
+        self,
+        query: Float[Tensor, "rows tokens dim"],
+        key: Float[Tensor, "rows tokens dim"],
+        value: Float[Tensor, "rows tokens dim"],
+    ) -> Float[Tensor, "rows tokens dim"]:
+        """Attend as the original attention does, as other adapters may have adapted it since.
+
+        Args:
+            query: The queries.
+            key: The keys.
+            value: The values.
+        """
+        return fl.Chain.forward(self.layer(len(self) - 1, fl.Chain), query, key, value)
 
 
 class SharedAttentionAdapter(AttentionAdapter):
@@ -174,7 +184,7 @@ class FullySharedAttentionAdapter(AttentionAdapter):
 
 
 def find_attention(self_attention: fl.SelfAttention) -> tuple[fl.ScaledDotProductAttention, fl.Chain]:
-    """Find the attention of a self-attention, and the chain that holds it: an adapter may be around it.
+    """Find the attention of a self-attention, and the chain that holds it: another adapter may be around it.
 
     Args:
         self_attention: The self-attention.
@@ -182,7 +192,11 @@ def find_attention(self_attention: fl.SelfAttention) -> tuple[fl.ScaledDotProduc
     Raises:
         ValueError: If there is not exactly one, or if it is causal.
     """
-    attentions = list(walk(self_attention, fl.ScaledDotProductAttention))
+    attentions = [
+        (layer, parent)
+        for layer, parent in self_attention.walk(fl.ScaledDotProductAttention, recurse=True)
+        if not isinstance(layer, fl.Chain)  # an adapter that stands for one
+    ]
     if len(attentions) != 1 or attentions[0][0].is_causal:
         raise ValueError(
             "expected self-attentions with one ScaledDotProductAttention that is not causal,"

@@ -160,34 +160,6 @@ def test_a_copy_of_an_adapted_unet_is_the_plain_one(options: dict[str, Any]) -> 
         assert torch.equal(run(chain.structural_copy(), x), before)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("strength", [1.0, 2.0])
-def test_slices_are_those_of_now(options: dict[str, Any], strength: float) -> None:
-    chain, x = blocks(), features(6, 10, 16)
-    attentions = [
-        self_attention.ensure_find(fl.ScaledDotProductAttention) for self_attention in chain.layers(fl.SelfAttention)
-    ]
-    lengths: list[int] = []
-
-    def dot_product(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False) -> Tensor:
-        lengths.append(query.shape[-2])
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
-
-    with StyleAlignedAdapter(chain, set_size=3, **options) as adapter:
-        if "full_attention_share" not in options:
-            adapter.strength = strength
-        expected = run(chain, x)
-        for self_attention in chain.layers(fl.SelfAttention):
-            self_attention.ensure_find(fl.ScaledDotProductAttention).slice_size = 4
-        assert torch.allclose(run(chain, x), expected, atol=1e-5)
-        for self_attention in chain.layers(fl.SelfAttention):
-            self_attention.ensure_find(fl.ScaledDotProductAttention).dot_product = dot_product
-        run(chain, x)
-    assert lengths
-    assert max(lengths) <= 4
-    assert [attention.slice_size for attention in attentions] == [4, 4]
-
-
 def test_eject_leaves_no_trace_in_the_outputs() -> None:
     chain, x = blocks(), features(6, 10, 16)
     before = run(chain, x)

@@ -88,27 +88,6 @@ def test_record_and_replay_go_on(random_mini: Mini) -> None:
             assert torch.equal(run(model, 2, seed=1), expected)
 
 
-def test_residuals_of_the_caller_stay(random_mini: Mini) -> None:
-    plain = run(random_mini, 2)
-    residuals = [0.0] * len(random_mini.unet.use_context("unet")["residuals"])
-    residuals[0] = torch.randn(4, 16, 8, 8, generator=torch.Generator().manual_seed(0))  # type: ignore[call-overload]
-
-    def controlled() -> Tensor:
-        random_mini.unet.set_context("unet", {"residuals": list(residuals)})
-        return run(random_mini, 2)
-
-    expected = controlled()
-    assert not torch.allclose(expected, plain)
-    with StyleAlignedAdapter(random_mini.unet, strength=0.0) as adapter:
-        assert torch.equal(controlled(), expected)
-        with stop_at(random_mini.unet, KeyboardInterrupt, fl.SelfAttention, 3):
-            run(random_mini, 2)
-        assert torch.equal(run(random_mini, 2), plain)
-        random_mini.unet.set_context("unet", {"residuals": list(residuals)})
-        adapter.eject()
-        assert torch.equal(run(random_mini, 2), expected)
-
-
 def test_residuals_are_reset_without_the_adapter(random_mini: Mini) -> None:
     expected = run(random_mini, 2)
     with stop_at(random_mini.unet, KeyboardInterrupt, fl.SelfAttention, 3):
@@ -116,6 +95,41 @@ def test_residuals_are_reset_without_the_adapter(random_mini: Mini) -> None:
     reset_residuals(random_mini.unet)
     assert torch.equal(run(random_mini, 2), expected)
     reset_residuals(fl.Chain(fl.Identity()))  # nothing to reset
+
+
+def residuals(seed: int, images: int) -> list[Tensor | float]:
+    """What somebody's own ControlNet gives the two deepest levels, for both guidance halves."""
+    torch.manual_seed(seed)
+    return [*[0.0] * 7, *(torch.randn(2 * images, channels, 2, 2) for channels in (48, 48)), 0.0]
+
+
+@pytest.mark.parametrize("options", [{"strength": 0.0}, {}, {"share_group_norm": True}], ids=str)
+def test_residuals_of_a_caller_stay(random_mini: Mini, options: dict[str, Any]) -> None:
+    model, unet = random_mini, random_mini.unet
+
+    def run_with(seed: int, images: int = 2) -> Tensor:
+        unet.set_context("unet", {"residuals": residuals(seed, images)})
+        return run(model, images)
+
+    unset, plain = run(model, 2), run_with(seed=1)
+    assert not torch.allclose(plain, unset, rtol=1e-2)
+    unet.set_context("unet", {"residuals": residuals(1, 2)})
+    with StyleAlignedAdapter(model.unet, **options):
+        controlled = run(model, 2)  # set before inject()
+        assert torch.equal(controlled, plain) == (options == {"strength": 0.0})
+        assert torch.equal(run_with(seed=1), controlled)
+        aligned, other = run(model, 2), run_with(seed=2)  # a pass uses them up
+        assert not torch.allclose(aligned, controlled, rtol=1e-2)
+        for error in ERRORS:
+            with stop_at(unet, error, fl.SelfAttention, 3):
+                run_with(seed=2, images=3)
+            assert torch.equal(run(model, 2), aligned), "those of the interrupted pass are forgotten"
+            with stop_at(unet, error, fl.SelfAttention, 3):
+                run_with(seed=2, images=3)
+            assert torch.equal(run_with(seed=1), controlled), "those that were set since are not"
+        assert torch.equal(run_with(seed=2), other)
+        unet.set_context("unet", {"residuals": residuals(1, 2)})
+    assert torch.equal(run(model, 2), plain), "nor by eject()"
 
 
 @pytest.mark.parametrize("ours_first", [True, False])
