@@ -192,11 +192,15 @@ def find_attention(self_attention: fl.SelfAttention) -> tuple[fl.ScaledDotProduc
     Raises:
         ValueError: If there is not exactly one, or if it is causal.
     """
-    attentions = [
-        (layer, parent)
-        for layer, parent in self_attention.walk(fl.ScaledDotProductAttention, recurse=True)
-        if not isinstance(layer, fl.Chain)  # an adapter that stands for one
+    attentions: list[tuple[fl.ScaledDotProductAttention, fl.Chain]] = [
+        (layer, self_attention) for layer in self_attention if isinstance(layer, fl.ScaledDotProductAttention)
     ]
+    if len(attentions) != 1 or isinstance(attentions[0][0], fl.Chain):  # something is around it: walking takes a while
+        attentions = [
+            (layer, parent)
+            for layer, parent in self_attention.walk(fl.ScaledDotProductAttention, recurse=True)
+            if not isinstance(layer, fl.Chain)  # an adapter that stands for one
+        ]
     if len(attentions) != 1 or attentions[0][0].is_causal:
         raise ValueError(
             "expected self-attentions with one ScaledDotProductAttention that is not causal,"
