@@ -9,6 +9,7 @@ import pytest
 import style_aligned
 from style_aligned import Style, generate
 from style_aligned.models.mini import Mini
+from tests.chains import blocks
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,14 @@ def test_names_that_are_others_now(model: Mini) -> None:
     with pytest.raises(AttributeError, match="no attribute 'Referee'"):
         _ = package.Referee
     assert package.__version__
+
+
+def test_attributes_of_the_adapter() -> None:
+    adapter: Any = style_aligned.StyleAlignedAdapter(blocks())
+    with pytest.warns(
+        DeprecationWarning, match=r"Adapter.layers\(\) is now StyleAlignedAdapter.selectable_layers: the"
+    ):
+        assert adapter.layers() == {"layer.0": 1, "layer.1": 1}
+    with pytest.warns(DeprecationWarning, match=r"Adapter.layers is now StyleAlignedAdapter.selected_layers: the old"):
+        adapter.layers = ["layer.0"]
+    assert adapter.selected_layers == ["layer.0"]

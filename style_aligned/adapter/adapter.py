@@ -1,6 +1,7 @@
 """StyleAligned as an adapter: what can be set, how it goes into a model, and how it comes out."""
 
 import math
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
@@ -28,10 +29,15 @@ from style_aligned.adapter.self_attention import (
 from style_aligned.adapter.sharing import CONTEXT, Sharing
 from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
+NAMES = {"layers": "selected_layers"}
+"""Options whose attribute has another name: a chain has a method `layers`."""
+
 OF_SHARING = ("strength", "scale", "shift", "set_size", "halves", "query_guidance")
 FIXED = [name for name, option in OPTIONS.items() if not option.changeable]
-MASK_OF_NO_REFERENCE = "expected no reference_mask beside full_attention_share, where there is no reference"
 """The options that decide which layers there are."""
+
+ATTRIBUTES = {NAMES.get(name, name): name for name in OPTIONS}
+MASK_OF_NO_REFERENCE = "expected no reference_mask beside full_attention_share, where there is no reference"
 
 T = TypeVar("T", bound=fl.Chain)
 TStyleAlignedAdapter = TypeVar("TStyleAlignedAdapter", bound="StyleAlignedAdapter[Any]")  # Self (see PEP 673)
@@ -45,8 +51,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     A batch holds groups of `set_size` consecutive rows, each starting with its reference. With classifier-free guidance
     the two halves of the batch are groups of their own: for one set of 4 images, 8 rows and `set_size=4`, or `None`.
 
-    Options are attributes too. Those that decide which layers there are (`FIXED`) are set before `inject`, the others
-    at any time.
+    Options are attributes too, of the same names: only `layers` is `selected_layers`. Those that decide which layers
+    there are (`FIXED`) are set before `inject`, the others at any time.
 
     Example:
         ```py
@@ -95,38 +101,49 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return self._options[name] if name in OPTIONS else super().__getattr__(name)
+        return self._options[ATTRIBUTES[name]] if name in ATTRIBUTES else super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in OPTIONS:
+        if name in NAMES:
+            warn_of_name(name, NAMES[name])
+            name = NAMES[name]
+        if name not in ATTRIBUTES:
             super().__setattr__(name, value)
             return
-        check_options({**self._options, name: value})
-        if name in FIXED and self._is_injected:
-            raise ValueError(f"expected {name} to be set before inject(), got it while injected: eject() first")
-        if name == "layers":
-            resolve(value, list(self.layers()))
-        if name == "full_attention_share" and value and self.reference_mask is not None:
+        option = ATTRIBUTES[name]
+        check_options({**self._options, option: value})
+        if option in FIXED and self._is_injected:
+            raise ValueError(f"expected {option} to be set before inject(), got it while injected: eject() first")
+        if option == "layers":
+            resolve(value, list(self.selectable_layers))
+        if option == "full_attention_share" and value and self.reference_mask is not None:
             raise ValueError(MASK_OF_NO_REFERENCE)
-        self._options[name] = value
+        self._options[option] = value
         self._apply_options()
 
-    def layers(self, layer_type: Any = None, recurse: bool = False) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the names of the self-attentions that can be selected, in the order in which diffusers counts them.
+    @property
+    def selectable_layers(self) -> dict[str, int]:
+        """The self-attentions that `selected_layers` can name, in the order in which diffusers counts them.
 
         Parts of a name select as well: `up`, `up.0`, `up.0.1`. Group normalizations go with their block, such as
         `up.0.1`, and the one of the output is `out`.
 
-        Args:
-            layer_type: If it is given, this walks the layers of that type instead, as in any other chain.
-            recurse: Whether to recurse into them.
-
         Returns:
             By name, how many latents a side go into one token of the layer.
         """
-        if layer_type is not None:
-            return super().layers(layer_type, recurse)
         return {place.name: place.downscale for place in find_self_attentions(self.target)}
+
+    def layers(self, layer_type: Any = None, recurse: bool = False) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Walk the layers of a type, as in any other chain.
+
+        Args:
+            layer_type: The type. Without it, this is the old name of `selectable_layers`.
+            recurse: Whether to recurse into them.
+        """
+        if layer_type is None:
+            warn_of_name("layers()", "selectable_layers")
+            return self.selectable_layers
+        return super().layers(layer_type, recurse)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -319,7 +336,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         for name in OF_SHARING:
             setattr(self._sharing, name, self._options[name])
         layers = self._options["layers"]
-        self._sharing.strengths = None if layers is None else resolve(layers, list(self.layers()))
+        self._sharing.strengths = None if layers is None else resolve(layers, list(self.selectable_layers))
         self._checked_rows = None
         self._follow_steps()
 
@@ -419,6 +436,12 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 self._checked_rows = len(x)
         if mask is not None:
             mask.fit(*x.shape[-2:])
+
+
+def warn_of_name(old: str, new: str) -> None:
+    """Warn of a name of the adapter that has changed."""
+    message = f"StyleAlignedAdapter.{old} is now StyleAlignedAdapter.{new}: the old name will go"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 def is_adapted(layer: object) -> bool:

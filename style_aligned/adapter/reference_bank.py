@@ -161,7 +161,10 @@ class ReferenceBank:
             ValueError: If nothing was recorded there, or the targets are no multiple of the references.
         """
         if place not in self._references:
-            raise ValueError(f"expected a bank that has recorded {place}, got one of {len(self)} places without it")
+            raise ValueError(
+                f"expected a bank that has recorded {place}, got one of {len(self)} places without it: record the"
+                " references again, with the options of now"
+            )
         references = self._references[place].to(None if self.device is None else features.device)
         rows, groups = features.shape[0], references.groups
         if rows == 0 or rows % groups != 0:

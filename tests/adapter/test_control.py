@@ -190,14 +190,24 @@ class TestWindows:
         options = {"share_group_norm": layers != ["layer"]}
         with StyleAlignedAdapter(chain, **options) as adapter:
             expected = run(chain, x)
-            setattr(adapter, "layers", layers)  # noqa: B010
+            adapter.selected_layers = layers
             assert torch.equal(run(chain, x), expected)
-            setattr(adapter, "layers", {"layer": 0.0})  # noqa: B010
+            adapter.selected_layers = {"layer": 0.0}
             assert not torch.equal(run(chain, x), expected)
+
+    def test_what_is_set_is_what_is_read(self) -> None:
+        adapter = StyleAlignedAdapter(blocks(), layers=["layer.1"])
+        assert adapter.selected_layers == ["layer.1"]
+        adapter.selected_layers = {"layer.0": 0.5}
+        assert adapter.selected_layers == adapter.options["layers"] == {"layer.0": 0.5}
+        assert list(adapter.layers(fl.SelfAttention)) == list(adapter.target.layers(fl.SelfAttention))
+        with pytest.raises(ValueError, match=r"expected layers of this model, such as .*, got 'down'"):
+            adapter.selected_layers = ["down"]
+        assert adapter.selected_layers == {"layer.0": 0.5}
 
     def test_names_are_those_of_diffusers(self) -> None:
         unet = meta_unet(SDXLUNet)
-        layers = StyleAlignedAdapter(unet).layers()
+        layers = StyleAlignedAdapter(unet).selectable_layers
         # as its configuration says: down blocks of 0, 2x2, 2x10 layers, the middle of 10, and up blocks of 3x10, 3x2, 0
         expected = [
             f"{block}.{index}.{i}"
@@ -210,7 +220,7 @@ class TestWindows:
         assert list(layers) == expected
         assert {layers[name] for name in ("down.1.0.0", "up.1.2.1")} == {2}
         assert {layers[name] for name in ("down.2.1.9", "middle.0.0", "up.0.0.0")} == {4}
-        sd1 = StyleAlignedAdapter(meta_unet(SD1UNet)).layers()
+        sd1 = StyleAlignedAdapter(meta_unet(SD1UNet)).selectable_layers
         assert list(sd1)[:7] == [f"down.{block}.{index}.0" for block in range(3) for index in (0, 1)] + ["up.1.0.0"]
         assert list(sd1)[-1] == "middle.0.0"
         names = ("down.0.0.0", "down.2.1.0", "middle.0.0", "up.1.0.0", "up.3.2.0")
@@ -220,7 +230,7 @@ class TestWindows:
         assert norms.count("out") == 1
 
     def test_presets_are_those_of_the_papers(self) -> None:
-        presets = find_presets(list(StyleAlignedAdapter(meta_unet(SDXLUNet)).layers()))
+        presets = find_presets(list(StyleAlignedAdapter(meta_unet(SDXLUNet)).selectable_layers))
         last = [f"up.1.{i}.{j}" for i in range(3) for j in (0, 1)]
         assert presets["style"] == [*(f"up.0.2.{i}" for i in range(4, 10)), *last]
         assert presets["layout"] == ["down.2.1"]
@@ -252,7 +262,7 @@ class TestWindows:
         bank = ReferenceBank()
         with adapter.record(bank):
             chain(torch.randn(2, 4, 8))
-        adapter.layers, adapter.query_guidance = {"layer.0": 0}, 0.5  # pyright: ignore[reportAttributeAccessIssue]
+        adapter.selected_layers, adapter.query_guidance = {"layer.0": 0}, 0.5
         with (
             adapter.replay(bank),
             pytest.raises(ChainError, match=r"expected a bank that has recorded layer\.0\.negative_queries"),
