@@ -124,24 +124,24 @@ def test_a_control_lora_is_the_controlnet_that_it_makes(kind: str, folder: Path,
 
 
 def test_each_image_follows_a_picture_of_its_own(kind: str, folder: Path, pipeline: Any, tmp_path: Path) -> None:
-    """Beside a T2I-Adapter, and another ControlLora."""
+    """Beside a T2I-Adapter."""
     state, _ = random_control_lora(pipeline)
     path = save(state, tmp_path / "canny.safetensors")
     t2i = save(t2i_adapter(kind).state_dict(), tmp_path / "sketch.safetensors")
     model = load_model(folder)
     prompts = ["a cat, ink", "a dog, ink"]
-    pictures = [[Image.effect_noise((64, 64), sigma + more) for more in (0, 40, 80)] for sigma in (20, 200)]
+    pictures = [[Image.effect_noise((64, 64), sigma + more) for more in (0, 40)] for sigma in (20, 200)]
 
     def draw(prompts: list[str], **arguments: Any) -> Tensor:
         style = Style.from_prompt(model, "a fox, ink", num_inference_steps=2, size=(64, 64))
         return torch.cat([sample.latents for sample in generate(model, style, prompts, **arguments)])
 
     plain, tree = draw(prompts), tree_of(model)
-    with Extras(model, control=[path, t2i, path], control_scale=0.3):
+    with Extras(model, control=[path, t2i], control_scale=0.3):
         together = draw(prompts, control=pictures)
         for index in range(2):
             alone = draw(prompts[index:][:1], control=pictures[index:][:1], seeds=[index + 1])
-            assert error(alone, together[index:][:1]) < 1e-3
+            assert error(alone, together[index:][:1]) < 1e-5
         assert error(draw(prompts, control=pictures[::-1]), together) > 1e-2
         assert error(plain, together) > 1e-2
     assert tree_of(model) == tree

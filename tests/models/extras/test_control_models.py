@@ -204,8 +204,7 @@ def test_a_set_is_drawn_with_a_control_model(kind: str, folder: Path, controlnet
 
 
 @pytest.mark.usefixtures("narrow_controlnet")
-@pytest.mark.parametrize("guidance", [2.0, 0.0])
-@pytest.mark.parametrize("what", ["controlnet", "t2i"])
+@pytest.mark.parametrize(("what", "guidance"), [("controlnet", 2.0), ("t2i", 0.0)])
 @pytest.mark.parametrize("kind", ["1"], indirect=True)
 def test_each_image_follows_a_picture_of_its_own(
     kind: str, what: str, guidance: float, folder: Path, controlnet: Any, tmp_path: Path
