@@ -10,6 +10,7 @@ import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
+from refiners.foundationals.latent_diffusion.reference_only_control import ReferenceOnlyControlAdapter
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -26,7 +27,7 @@ from style_aligned.adapter.self_attention import (
     find_attention,
     only_self,
 )
-from style_aligned.adapter.sharing import CONTEXT, Sharing
+from style_aligned.adapter.sharing import CONTEXT, Sharing, refuse_copy
 from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
 NAMES = {"layers": "selected_layers"}
@@ -53,6 +54,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
     Options are attributes too, of the same names: only `layers` is `selected_layers`. Those that decide which layers
     there are (`FIXED`) are set before `inject`, the others at any time.
+
+    As with Refiners' own adapters, a model cannot be copied (`structural_copy`) while this one is injected. Adapters
+    that copy parts of it, such as ControlLora, are made before, and injected before or after.
 
     Example:
         ```py
@@ -305,6 +309,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         with self._in_mode("replay", [bank for bank, _ in weighted], [share for _, share in weighted]):
             yield
 
+    def _pre_structural_copy(self) -> None:
+        refuse_copy()
+
     def _check_mode(self, mode: str) -> None:
         if not self._is_injected:
             raise ValueError(f"this StyleAlignedAdapter is not injected: expected inject() before {mode}()")
@@ -352,6 +359,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""
         name = type(self.target).__name__
+        check_no_reference_only_control(self.target)
         for layer in (*self.target.get_parents(), *self.target.modules()):
             if is_adapted(layer):
                 raise ValueError(
@@ -398,6 +406,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         def before(_: fl.Chain, inputs: tuple[Tensor]) -> None:
             passes.begin(unet)
+            check_no_reference_only_control(unet)  # it may have come since
             self._check_latents(inputs[0])
 
         def after(*_: Any) -> None:
@@ -442,6 +451,19 @@ def warn_of_name(old: str, new: str) -> None:
     """Warn of a name of the adapter that has changed."""
     message = f"StyleAlignedAdapter.{old} is now StyleAlignedAdapter.{new}: the old name will go"
     warnings.warn(message, DeprecationWarning, stacklevel=3)
+
+
+def check_no_reference_only_control(target: fl.Chain) -> None:
+    """Check that there is no other adapter that gives rows to the self-attentions which are no images of a set.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in target.get_parents()):
+        raise ValueError(
+            f"expected a {type(target).__name__} without reference-only control, got one with a"
+            " ReferenceOnlyControlAdapter: eject that adapter first"
+        )
 
 
 def is_adapted(layer: object) -> bool:

@@ -1,12 +1,14 @@
 """Group normalization that is shared with the reference."""
 
+from typing import NoReturn
+
 import torch
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from torch import Tensor
 
 from style_aligned.adapter.reference_bank import Mask, References
-from style_aligned.adapter.sharing import get_sharing
+from style_aligned.adapter.sharing import get_sharing, refuse_copy
 
 
 class GroupNorm(fl.GroupNorm, fl.ContextModule):
@@ -41,9 +43,13 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
         target.weight, target.bias = self.weight, self.bias
         self.ensure_parent.replace(self, target)
 
-    def structural_copy(self) -> fl.GroupNorm:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the original normalization: what is copied is the plain model."""
-        return self._target[0]
+    def structural_copy(self) -> NoReturn:
+        """Refuse to be copied: a copy of the model would share nothing.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        refuse_copy()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "rows channels *size"]

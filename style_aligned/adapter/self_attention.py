@@ -10,7 +10,7 @@ from torch import Tensor, cat
 from style_aligned.adapter.attention import FullySharedAttention, SharedAttention
 from style_aligned.adapter.layers import StyleAligned
 from style_aligned.adapter.reference_bank import References
-from style_aligned.adapter.sharing import get_sharing
+from style_aligned.adapter.sharing import get_sharing, refuse_copy
 
 
 class OfTarget:
@@ -63,9 +63,8 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             super().__init__(*layers)
         vars(target).update(attributes)  # in place of the defaults that a ScaledDotProductAttention begins with
 
-    def structural_copy(self) -> fl.ScaledDotProductAttention:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the original attention: what is copied is the plain model."""
-        return self.target
+    def _pre_structural_copy(self) -> None:
+        refuse_copy()
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from refiners.fluxion import layers as fl
@@ -189,6 +189,18 @@ class Sharing:
         masks = [bank.mask for bank in self.banks] if self.mode == "replay" else [self.mask]
         shares = self.shares if self.mode == "replay" else (1.0,)
         return sum(share * (1.0 if mask is None else mask.mean) for share, mask in zip(shares, masks, strict=True))
+
+
+def refuse_copy() -> NoReturn:
+    """Refuse a structural copy, as Refiners' adapters of chains do: in the copy, nothing would be shared.
+
+    Raises:
+        RuntimeError: Always.
+    """
+    raise RuntimeError(
+        "expected a model without StyleAligned to copy, got one that a StyleAlignedAdapter is injected in: eject() it"
+        " first, and inject() it again after the copy"
+    )
 
 
 def get_sharing(layer: fl.ContextModule) -> Sharing:

@@ -147,19 +147,6 @@ def test_weights_load_while_injected_and_stay(options: dict[str, Any], assign: b
     assert torch.equal(run(chain, x), run(expected, x))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_a_copy_of_an_adapted_unet_is_the_plain_one(options: dict[str, Any]) -> None:
-    unet = meta_unet(SDXLUNet)
-    expected = [(path, type(module)) for path, module in unet.structural_copy().named_modules()]
-    with StyleAlignedAdapter(unet, **options):
-        copy = unet.structural_copy()
-    assert [(path, type(module)) for path, module in copy.named_modules()] == expected
-    chain, x = blocks(), features(6, 10, 16)
-    before = run(chain, x)
-    with StyleAlignedAdapter(chain, **options):
-        assert torch.equal(run(chain.structural_copy(), x), before)
-
-
 def test_eject_leaves_no_trace_in_the_outputs() -> None:
     chain, x = blocks(), features(6, 10, 16)
     before = run(chain, x)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.layers.chain import ChainError
-from refiners.foundationals.latent_diffusion import SDXLUNet
+from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
+from refiners.foundationals.latent_diffusion.reference_only_control import ReferenceOnlyControlAdapter
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAdapter as RefinersStyleAlignedAdapter
 from torch import Tensor
 
-from style_aligned import StyleAlignedAdapter
+from style_aligned import StyleAligned, StyleAlignedAdapter
 from style_aligned.adapter.group_norm import GroupNorm
 from tests.chains import blocks, features, meta_unet, run, snapshot
 
@@ -93,6 +94,54 @@ def test_a_target_that_the_builtin_adapter_shares() -> None:
         StyleAlignedAdapter(chain)
     builtin.eject()
     StyleAlignedAdapter(chain).inject()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"full_attention_share": True}, {"share_group_norm": True, "layers": ["layer"]}], ids=str
+)
+def test_a_copy_while_injected(options: dict[str, Any]) -> None:
+    """As Refiners' own adapters: a copy would be plain, or lack what the layers go by."""
+    chain = blocks()
+    message = (
+        "^expected a model without StyleAligned to copy, got one that a StyleAlignedAdapter is injected in: eject"
+        r"\(\) it first, and inject\(\) it again after the copy$"
+    )
+    with StyleAlignedAdapter(chain, **options) as adapter:
+        for copied in (chain, chain.layer("Residual_1", fl.Chain), adapter):
+            with pytest.raises(RuntimeError, match=message):
+                copied.structural_copy()
+    assert chain.structural_copy().find(StyleAligned) is None
+    norm = fl.Chain(fl.GroupNorm(channels=8, num_groups=2))
+    with StyleAlignedAdapter(norm, share_group_norm=True), pytest.raises(RuntimeError, match=message):
+        norm.structural_copy()
+    assert norm.structural_copy()[0] is norm[0]
+
+
+def test_reference_only_control() -> None:
+    unet = meta_unet(SD1UNet)
+    assert isinstance(unet, SD1UNet)
+    ours, theirs = StyleAlignedAdapter(unet, set_size=2), ReferenceOnlyControlAdapter(unet)
+    message = (
+        "^expected a SD1UNet without reference-only control, got one with a ReferenceOnlyControlAdapter: eject that"
+        " adapter first$"
+    )
+    theirs.inject()
+    before = snapshot(unet)
+    with pytest.raises(ValueError, match=message):
+        StyleAlignedAdapter(unet)
+    with pytest.raises(ValueError, match=message):
+        ours.inject()
+    assert snapshot(unet) == before
+    theirs.eject()
+    ours.inject()
+    with pytest.raises(RuntimeError, match="expected a model without StyleAligned to copy"):
+        ReferenceOnlyControlAdapter(unet)
+    theirs.inject()  # it was made before
+    with pytest.raises(ValueError, match=message):
+        unet(torch.randn(2, 4, 8, 8))
+    theirs.eject()
+    ours.eject()
+    assert unet.parent is None
 
 
 def test_a_target_without_self_attention() -> None:

@@ -136,9 +136,9 @@ def test_residuals_of_a_caller_stay(random_mini: Mini, options: dict[str, Any]) 
 def test_the_residuals_of_a_control_lora_stay(fresh_mini: Mini, ours_first: bool) -> None:
     model = fresh_mini
     ours = StyleAlignedAdapter(model.unet)
+    control = ControlLoraAdapter("canny", model.unet, scale=1.0)  # copies the down blocks
     if ours_first:
         ours.inject()
-    control = ControlLoraAdapter("canny", model.unet, scale=1.0)
     for layer in control.control_lora.layers(ZeroConvolution):
         torch.nn.init.normal_(layer.layer(0, fl.Conv2d).weight, std=0.02)
     control.inject()
