@@ -102,6 +102,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._adapters: list[AttentionAdapter | GroupNorm] = []
         self._passes: list[tuple[fl.Chain, Passes]] = []  # of each U-Net
         self._hooks: list[RemovableHandle] = []
+        self._chains: list[fl.Chain] = []
         self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -209,6 +210,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         super().inject(parent)
         self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
+        self._chains = self._find_chains()
         self._is_injected = True
         self._checked_rows = None
         return self
@@ -225,8 +227,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             adapter.eject()
         for hook in self._hooks:
             hook.remove()
-        chains: list[fl.Chain] = [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
-        for chain in chains:
+        for chain in (*self._find_chains(), *self._chains):  # another adapter may have taken some out since
             chain.provider.contexts.pop(CONTEXT, None)
         for unet, passes in self._passes:
             passes.recover(unet)
@@ -372,6 +373,9 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a target with at least one {kinds}, got a {name} with none")
         for self_attention in self_attentions:
             find_attention(self_attention)
+
+    def _find_chains(self) -> list[fl.Chain]:
+        return [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
 
     def _find_unets(self) -> list[fl.Chain]:
         return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]

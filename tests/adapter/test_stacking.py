@@ -1,13 +1,11 @@
-"""StyleAligned together with other adapters of Refiners."""
+"""StyleAligned together with other adapters of Refiners. Pairs, in any order: see test_stacking_pairs.py."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
-from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
 from refiners.foundationals.latent_diffusion.cross_attention import CrossAttentionBlock2d
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
@@ -47,58 +45,8 @@ def denoise(model: Mini, prompts: list[str]) -> Tensor:
     return x
 
 
-class Loras:
-    """Low-rank adaptations of every query, key and value projection of the self-attentions."""
-
-    def __init__(self, unet: fl.Chain) -> None:
-        torch.manual_seed(1)
-        self.adapters = [
-            (LoraAdapter(linear, LinearLora("lora", linear.in_features, linear.out_features)), parent)
-            for self_attention in unet.layers(fl.SelfAttention)
-            for linear, parent in self_attention.layer(1, fl.Distribute).walk(fl.Linear)
-        ]
-        for adapter, _ in self.adapters:
-            for lora in adapter.lora_layers:
-                torch.nn.init.normal_(lora.up.weight, std=0.2)
-
-    def inject(self) -> None:
-        for adapter, parent in self.adapters:
-            adapter.inject(parent)
-
-    def eject(self) -> None:
-        for adapter, _ in self.adapters:
-            adapter.eject()
-
-
 def free_u(unet: Any) -> Any:
     return SDFreeUAdapter(unet, backbone_scales=[1.2, 1.4], skip_scales=[0.9, 0.2])
-
-
-@pytest.mark.parametrize("make_other", [Loras, free_u])
-def test_the_order_of_adapters_makes_no_difference(model: Mini, make_other: Callable[[Any], Any]) -> None:
-    plain = denoise(model, PROMPTS)
-    with StyleAlignedAdapter(model.unet):
-        aligned = denoise(model, PROMPTS)
-
-    other, ours = make_other(model.unet), StyleAlignedAdapter(model.unet)
-    other.inject()
-    other_alone, before = denoise(model, PROMPTS), [line[:2] for line in snapshot(model.unet)]
-    ours.inject()
-    both = denoise(model, PROMPTS)
-    ours.eject()
-    assert [line[:2] for line in snapshot(model.unet)] == before
-    assert torch.equal(denoise(model, PROMPTS), other_alone)
-    other.eject()
-    assert torch.equal(denoise(model, PROMPTS), plain)
-
-    ours, other = StyleAlignedAdapter(model.unet).inject(), make_other(model.unet)
-    other.inject()
-    torch.testing.assert_close(denoise(model, PROMPTS), both)
-    other.eject()
-    torch.testing.assert_close(denoise(model, PROMPTS), aligned)
-    ours.eject()
-    for one, another in ((both, aligned), (both, other_alone), (both, plain)):
-        assert relative_error(one[1:], another[1:]) > 1e-4
 
 
 class Doubled(fl.Chain, Adapter[fl.ScaledDotProductAttention]):
