@@ -4,7 +4,8 @@ import math
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import fields
+from typing import Any, Generic, TypeVar
 
 import torch
 from refiners.fluxion import layers as fl
@@ -27,13 +28,13 @@ from style_aligned.adapter.self_attention import (
     find_attention,
     only_self,
 )
-from style_aligned.adapter.sharing import CONTEXT, Sharing, refuse_copy
+from style_aligned.adapter.sharing import CONTEXT, Mode, Sharing, SharingOptions, refuse_copy
 from style_aligned.options import OPTIONS, AdapterOptions, check_options
 
 NAMES = {"layers": "selected_layers"}
 """Options whose attribute has another name: a chain has a method `layers`."""
 
-OF_SHARING = ("strength", "scale", "shift", "set_size", "halves", "query_guidance")
+OF_SHARING = [field.name for field in fields(SharingOptions) if field.name in OPTIONS]
 FIXED = [name for name, option in OPTIONS.items() if not option.changeable]
 """The options that decide which layers there are."""
 
@@ -272,7 +273,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._check_mode("record")
         mask = self._sharing.mask
         bank.start(self.target, self._recorded_options(), None if mask is None else Mask(mask.weights))
-        with self._in_mode("record", [bank], [1.0]):
+        with self._in_mode(Mode("record", [bank])):
             yield
 
     @contextmanager
@@ -307,7 +308,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 f"expected banks with the same number of references, got {' and '.join(map(str, sorted(counts)))}:"
                 " record all of them with guidance, or none"
             )
-        with self._in_mode("replay", [bank for bank, _ in weighted], [share for _, share in weighted]):
+        with self._in_mode(Mode("replay", [bank for bank, _ in weighted], [share for _, share in weighted])):
             yield
 
     def _pre_structural_copy(self) -> None:
@@ -321,19 +322,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
                 f"expected full_attention_share=False to {mode} references, got True: they attend to their targets"
                 " then, and cannot go before them"
             )
-        if self._sharing.mode != "batch":
-            raise ValueError(f"expected {mode}() outside of {self._sharing.mode}(), got it inside")
+        if (present := self._sharing.mode.name) != "batch":
+            raise ValueError(f"expected {mode}() outside of {present}(), got it inside")
 
     @contextmanager
-    def _in_mode(
-        self, mode: Literal["record", "replay"], banks: Sequence[ReferenceBank], shares: Sequence[float]
-    ) -> Generator[None, None, None]:
-        sharing = self._sharing
-        sharing.mode, sharing.banks, sharing.shares = mode, banks, shares
+    def _in_mode(self, mode: Mode) -> Generator[None, None, None]:
+        before, self._sharing.mode = self._sharing.mode, mode
         try:
             yield
         finally:
-            sharing.mode, sharing.banks, sharing.shares = "batch", (), (1.0,)
+            self._sharing.mode = before
 
     def _recorded_options(self) -> dict[str, Any]:
         """Return the options that decide on what is recorded."""
@@ -341,16 +339,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
     def _apply_options(self) -> None:
         """Tell the layers what can change while they are there."""
-        for name in OF_SHARING:
-            setattr(self._sharing, name, self._options[name])
         layers = self._options["layers"]
-        self._sharing.strengths = None if layers is None else resolve(layers, list(self.selectable_layers))
+        strengths = None if layers is None else resolve(layers, list(self.selectable_layers))
+        given = {name: self._options[name] for name in OF_SHARING}
+        self._sharing.options = SharingOptions(**given, strengths=strengths)
         self._checked_rows = None
         self._follow_steps()
 
     def _follow_steps(self) -> None:
         """Share or not, as it is set for the present step."""
-        strengths = self._sharing.strengths
+        strengths = self._sharing.options.strengths
         if self._progress is not None:
             is_any_shared = strengths is None or any(strengths.values()) or self.query_guidance > 0
             self._sharing.is_on = (
@@ -434,18 +432,18 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         if not sharing.is_on:
             return
         sharing.check_halves(len(x))
-        if sharing.mode == "replay":
-            for bank in sharing.banks:
+        if sharing.mode.name == "replay":
+            for bank in sharing.mode.banks:
                 bank.check_targets(x)
             return
         mask = sharing.mask
-        if sharing.mode == "record":
-            sharing.banks[0].latents_shape = x.shape
-            mask = sharing.banks[0].mask
+        if sharing.mode.name == "record":
+            (bank,) = sharing.mode.banks
+            bank.latents_shape, mask = x.shape, bank.mask
         else:
             sharing.group_size(len(x))
             if len(x) != self._checked_rows:  # once: looking at latents makes a GPU wait
-                check_halves(x, sharing.set_size)
+                check_halves(x, sharing.options.set_size)
                 self._checked_rows = len(x)
         if mask is not None:
             mask.fit(*x.shape[-2:])

@@ -51,7 +51,7 @@ class SharedAttention(fl.Chain):
         if key.shape[1] == tokens:  # nothing is shared
             return attend(query, key, value)
         sharing = get_sharing(self)
-        if sharing.mode == "replay":
+        if sharing.mode.name == "replay":
             return self.attend_to_shared(query, key, value)
 
         set_size = sharing.shared_group_size(query.shape[0])

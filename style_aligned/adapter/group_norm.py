@@ -57,7 +57,7 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
         sharing = get_sharing(self)
         if sharing.is_plain(x.shape[0], self.place):
             return super().forward(x)
-        if sharing.halves == "both":
+        if sharing.options.halves == "both":
             return self.share(x)
         negative, positive = x.chunk(2)
         return torch.cat((super().forward(negative), self.share(positive)))
@@ -69,7 +69,7 @@ class GroupNorm(fl.GroupNorm, fl.ContextModule):
             x: The features.
         """
         sharing = get_sharing(self)
-        if sharing.mode == "replay":
+        if sharing.mode.name == "replay":
             references = sharing.fetch(self.place, x)
         else:
             references = self.moments(x[:: sharing.shared_group_size(x.shape[0])], sharing.mask_here)

@@ -53,7 +53,7 @@ class GetReferences(fl.ContextModule):
                 f" rank {features.ndim} and shape {tuple(features.shape)}"
             )
         sharing = get_sharing(self)
-        if sharing.mode == "replay":
+        if sharing.mode.name == "replay":
             return sharing.fetch(self.place, features)
         tokens = features[:: sharing.shared_group_size(features.shape[0])]
         mask, (mean, variance) = sharing.mask_here, (None, None)
@@ -146,7 +146,7 @@ class ScaleReferences(fl.ContextModule):
     """
 
     def forward(self, references: References) -> References:
-        scale = get_sharing(self).scale
+        scale = get_sharing(self).options.scale
         assert references.tokens is not None
         return references if scale == 1 else replace(references, tokens=references.tokens * scale)
 
@@ -167,7 +167,7 @@ class ShareReferences(fl.ContextModule):
     def forward(
         self, features: Float[Tensor, "rows tokens dim"], references: References
     ) -> Float[Tensor, "rows shared_tokens dim"]:
-        if get_sharing(self).mode == "record":
+        if get_sharing(self).mode.name == "record":
             return features
         assert references.tokens is not None
         grouped = features.reshape(references.groups, -1, *features.shape[1:])  # (groups, rows of each, tokens, dim)

@@ -75,7 +75,7 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
         sharing = get_sharing(self)
         if sharing.is_plain(query.shape[0], self._place):
             return self.plain_attention(self.guide(query), key, value)
-        if sharing.halves == "both":
+        if sharing.options.halves == "both":
             return super().forward(query, key, value)
         negative, positive = zip(*(x.chunk(2) for x in (query, key, value)), strict=True)
         return cat((self.plain_attention(*negative), super().forward(*positive)))
@@ -93,11 +93,11 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
             ValueError: If the reference is of another size, or was recorded without query guidance.
         """
         sharing, place = get_sharing(self), f"{self._place}.negative_queries"
-        amount = sharing.query_guidance * min(sharing.strength, 1)
+        amount = sharing.options.query_guidance * min(sharing.options.strength, 1)
         if amount == 0 or not sharing.is_on or sharing.strength_at(self._place) != 0:
             return query
         negative, positive = query.chunk(2)
-        if sharing.mode == "replay":
+        if sharing.mode.name == "replay":
             references = sharing.fetch(place, negative)
         else:
             references = sharing.record(place, References(negative[:: sharing.group_size(query.shape[0])]))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from style_aligned.adapter.layers import AdaIn, GetReferences, ScaleReferences, ShareReferences, StyleAligned
 from style_aligned.adapter.reference_bank import References, moments
-from style_aligned.adapter.sharing import CONTEXT, Sharing
+from style_aligned.adapter.sharing import CONTEXT, Mode, Sharing, SharingOptions
 from tests import oracle
 from tests.chains import features
 from tests.oracle import relative_error
@@ -16,10 +16,10 @@ from tests.oracle import relative_error
 TARGETS = [1, 2, 4, 5]
 
 
-def sharing(layer: fl.Module, **options: Any) -> fl.Chain:
+def sharing(layer: fl.Module, mode: Any = "batch", **options: Any) -> fl.Chain:
     """A chain with a layer that finds in its context what the adapter would put there."""
     chain = fl.Chain(layer)
-    chain.set_context(CONTEXT, {"sharing": Sharing(**options)})
+    chain.set_context(CONTEXT, {"sharing": Sharing(SharingOptions(**options), Mode(mode))})
     return chain
 
 
@@ -54,7 +54,7 @@ def test_references_are_the_first_row_of_each_group(rows: int, set_size: int | N
 )
 def test_rows_that_do_not_divide(rows: int, set_size: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Sharing(set_size=set_size).group_size(rows)
+        Sharing(SharingOptions(set_size=set_size)).group_size(rows)
 
 
 @pytest.mark.parametrize("shape", [(6, 8), (6, 8, 4, 4)])
