@@ -233,7 +233,16 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         for unet, passes in self._passes:
             passes.recover(unet)
         super().eject()
+        self._hold_target()
         self._adapters, self._hooks, self._passes, self._is_injected = [], [], [], False
+
+    def _hold_target(self) -> None:
+        """Hold the target for the next `inject`, and not an adapter of it that came in between."""
+        if (between := self[0]) is not self.target:
+            assert isinstance(between, fl.Chain)
+            holder = self.target.parent
+            self.replace(between, self.target, old_module_parent=between.parent)
+            self.target._set_parent(holder)  # pyright: ignore[reportPrivateUsage]
 
     def __enter__(self: TStyleAlignedAdapter) -> TStyleAlignedAdapter:
         return self if self._is_injected else self.inject()

@@ -28,6 +28,7 @@ from refiners.foundationals.latent_diffusion.t2i_adapter import ConditionEncoder
 from torch import Tensor, device as Device
 
 from style_aligned.models.checkpoints.initialization import NoInitialization
+from style_aligned.models.denoising import time_ids
 from style_aligned.models.mini.unet import CONTEXT_DIM
 from tests.conftest import build_random_mini
 from tests.models.checkpoints.narrow import AUTOENCODER_WIDTHS, TEXT_L_WIDTHS, UNET_1_WIDTHS, narrow
@@ -121,6 +122,11 @@ class Other:
         return torch.cat([half[list(images)] for half in halves]).to(dtype=self.dtype)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """The height and width of the images, in pixels."""
+        return 8 * self.latents, 8 * self.latents
+
+    @property
     def dtype(self) -> torch.dtype:
         return next(self.model.unet.parameters()).dtype
 
@@ -136,7 +142,7 @@ class Other:
         return {
             "clip_text_embedding": embedding[0].to(dtype=self.dtype),
             "pooled_text_embedding": embedding[1].to(dtype=self.dtype),
-            "time_ids": self.model.default_time_ids.repeat_interleave(len(prompts), dim=0),
+            "time_ids": time_ids(self.size, rows=2 * len(prompts)),
         }
 
     @torch.no_grad()

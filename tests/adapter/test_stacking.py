@@ -95,6 +95,8 @@ def test_what_is_around_an_attention_counts(way: str, ours_first: bool) -> None:
 
 def test_ejection_from_under_another_adapter(model: Mini) -> None:
     plain, ours = denoise(model, PROMPTS), StyleAlignedAdapter(model.unet)
+    with ours:
+        aligned = denoise(model, PROMPTS)
     other = free_u(model.unet).inject()
     other_alone = denoise(model, PROMPTS)
     other.eject()
@@ -103,9 +105,16 @@ def test_ejection_from_under_another_adapter(model: Mini) -> None:
     ours.eject()
     assert not [parent for parent in model.unet.get_parents() if parent is ours]
     assert torch.equal(denoise(model, PROMPTS), other_alone)
+    ours.inject()  # again, while the other is there
+    assert relative_error(denoise(model, PROMPTS), other_alone) > 1e-4
+    ours.eject()
     other.eject()
     assert model.unet.parent is None
     assert torch.equal(denoise(model, PROMPTS), plain)
+    with ours:
+        other = free_u(model.unet).inject()
+        other.eject()
+        assert torch.equal(denoise(model, PROMPTS), aligned)
 
 
 def test_loras_of_the_manager(model: Mini) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from refiners.fluxion import layers as fl
+from refiners.foundationals.latent_diffusion.solvers import DDIM
 from torch import Tensor
 
-from style_aligned import StyleAlignedAdapter
+from style_aligned import Style, StyleAlignedAdapter, generate
+from style_aligned.models.solvers import sample_noise
 from tests.adapter import others
 from tests.adapter.others import PROMPTS, Other
 from tests.oracle import Options, attend_to_references, attention, relative_error
@@ -114,3 +116,27 @@ def test_in_and_out_in_any_order(kind: type[Other]) -> None:
         adapters[last_out].eject()
         assert torch.equal(draw(), plain), order
         assert tree(model) == untouched, order
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_micro_batches_equal_one_batch(kind: type[Other]) -> None:
+    """Through `generate`, which records the reference and replays it. All images have the conditions of the first."""
+    other = kind()
+    other.inject()
+    model, images = other.model, [0, 1, 2, 1]
+    model.solver, other.steps = DDIM(num_inference_steps=2), 2
+    noise = torch.cat([sample_noise(model, seed, other.size) for seed in range(len(images))])
+    with StyleAlignedAdapter(model.unet), torch.no_grad():
+        other.condition([0] * len(images))
+        expected = Other.denoise(other, noise, images)
+
+    other.condition([0])
+    style = Style.from_prompt(
+        model, PROMPTS[0], negative_prompt="ink", seed=0, num_inference_steps=2, condition_scale=2.0, size=other.size,
+        options={"share_group_norm": False},
+    )  # fmt: skip
+    prompts = [PROMPTS[image] for image in images[1:]]
+    for batch_size in (1, 2, 3):
+        drawn = torch.cat([image.latents for image in generate(model, style, prompts, batch_size=batch_size)])
+        assert relative_error(drawn, expected[1:]) < 1e-5, batch_size
+    assert relative_error(style.latents[-1], expected[0]) < 1e-5
