@@ -80,7 +80,7 @@ def warn_about_first_timestep(solver: Solver) -> None:
             f" {last}, where {float(signal[0]):.0%} of a picture is there already, but from pure noise: take more"
             " steps, or timestep spacing trailing for a model of few steps",
             Note,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

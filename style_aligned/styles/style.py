@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Float
 from PIL import Image
 from refiners.foundationals.latent_diffusion.solvers import Solver
@@ -26,19 +24,13 @@ from style_aligned.models.model import (
     Model,
     check_is_model,
     check_model,
-    describe_model,
-    sample_weights,
     tensor_bytes,
 )
 from style_aligned.models.solvers import (
-    Trajectory,
-    describe_solver,
     make_solver,
-    sample_noise,
-    warn_about_first_timestep,
 )
 from style_aligned.models.state import exclusive_use
-from style_aligned.models.text import TextEmbedding, embed
+from style_aligned.models.text import TextEmbedding
 from style_aligned.options import split_options
 from style_aligned.styles.captions import Captioner
 from style_aligned.styles.compatibility import (
@@ -48,17 +40,17 @@ from style_aligned.styles.compatibility import (
     check_text,
     check_weights,
 )
-from style_aligned.styles.control import Control, Pictures, read_pictures
-from style_aligned.styles.file import PREVIEW, StyleError, read_style_file, write_blend_file, write_style_file
+from style_aligned.styles.contents import as_json, as_tensors, read_fields
+from style_aligned.styles.control import Control, Pictures
+from style_aligned.styles.file import PREVIEW, StyleError, write_blend_file, write_style_file
 from style_aligned.styles.from_image import read_picture
+from style_aligned.styles.from_prompt import read_prompt
 from style_aligned.styles.mask import digest_mask, prepare_mask
 from style_aligned.styles.picture import Fit
 from style_aligned.styles.settings import (
     GUIDANCE_OFF,
     SETTINGS,
-    check_noise,
     check_settings,
-    complete_settings,
     refusal,
 )
 from style_aligned.styles.trajectory import ReferenceTrajectory
@@ -178,33 +170,13 @@ class Style:
             assert style.steps_done == 0
             ```
         """
-        check_is_model(model)
-        settings = complete_settings(
-            model, "Style.from_prompt", prompt=prompt, negative_prompt=negative_prompt, seed=seed, size=size,
-            num_inference_steps=num_inference_steps, condition_scale=condition_scale, options=options,
-            keywords=keywords,
+        fields = read_prompt(
+            model, prompt, noise=noise, mask=reference_mask, control=control,
+            negative_prompt=negative_prompt, seed=seed, size=size, num_inference_steps=num_inference_steps,
+            condition_scale=condition_scale, options=options, keywords=keywords,
         )  # fmt: skip
-        steps, guidance, shape = (settings[name] for name in ("num_inference_steps", "condition_scale", "size"))
-        with exclusive_use(model):
-            check_model(model, settings["options"])
-            noise = sample_noise(model, seed, shape) if noise is None else check_noise(noise, shape)
-            solver = make_solver(model, steps)
-            warn_about_first_timestep(solver)
-            warn_about_prompts(model, [prompt, negative_prompt])
-            noise = noise.to(device=model.device, dtype=model.dtype, copy=True)  # the caller's may change
-            pictures = [] if control is None else read_pictures(model, [control], shape)
-            control_of = Control(controls_of(model), pictures)
-            return cls(
-                **settings,
-                control=control_of.describe(0) if pictures else [],
-                control_pictures=tuple(picture for own in pictures for picture in own),
-                solver=describe_solver(solver),
-                model=describe_model(model),
-                text=embed(model, prompt, None if guidance in GUIDANCE_OFF else negative_prompt),
-                trajectory=ReferenceTrajectory.start(steps, Trajectory(model, solver, seed, noise), model),
-                weights=sample_weights(model),
-                reference_mask=None if reference_mask is None else prepare_mask(reference_mask, shape),
-            )
+        warn_about_prompts(model, [prompt, negative_prompt])
+        return cls(**fields)
 
     @classmethod
     def from_image(
@@ -569,10 +541,10 @@ class Style:
             OSError: If the file cannot be written.
         """
         parts = [
-            (_as_json(part.settings), part._tensors(), part.preview, weight) for part, weight in self.complete().parts
+            (as_json(part.settings), part._tensors(), part.preview, weight) for part, weight in self.complete().parts
         ]
         (_, tensors, preview, weight), *others = parts
-        settings = _as_json(self.settings)  # a blend may have other options than its first style
+        settings = as_json(self.settings)  # a blend may have other options than its first style
         if others:
             write_blend_file(Path(path), [(settings, tensors, preview, weight), *others])
         else:
@@ -591,21 +563,7 @@ class Style:
             StyleError: If the file is not a style, or was altered or cut off.
             FileNotFoundError: If there is no such file.
         """
-        styles: list[tuple[Style, float]] = []
-        for settings, tensors, preview, weight in read_style_file(Path(path)):
-            latents = tensors.pop("latents")
-            weights, mask = tensors.pop("weights", None), tensors.pop("reference_mask", None)
-            pictures = tuple(Image.fromarray(pixels.numpy()) for pixels in tensors.pop("control", ()))
-            text = TextEmbedding(**tensors)
-            if settings["condition_scale"] in GUIDANCE_OFF:  # earlier versions have kept the negative row all the same
-                text = text.conditional
-            rows = list(torch.tensor_split(latents, len(latents)))
-            trajectory = ReferenceTrajectory(settings["num_inference_steps"], rows, preview=preview)
-            style = cls(
-                **settings, text=text, trajectory=trajectory, weights=weights, reference_mask=mask,
-                control_pictures=pictures,
-            )  # fmt: skip
-            styles.append((style, weight))
+        styles = [(cls(**fields), weight) for fields, weight in read_fields(Path(path))]
         return styles[0][0] if len(styles) == 1 else cls.blend(styles)
 
     @classmethod
@@ -649,18 +607,9 @@ class Style:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors that files have."""
-        own = {"latents": self.latents, **self.text.tensors}
-        more = {"weights": self.weights, "reference_mask": self.reference_mask}
-        if self.control_pictures:
-            pixels = [np.array(picture.convert("RGB")) for picture in self.control_pictures]
-            more["control"] = torch.from_numpy(np.stack(pixels))  # pyright: ignore[reportUnknownMemberType]
-        return {**own, **{name: tensor for name, tensor in more.items() if tensor is not None}}
+        return as_tensors(self.latents, self.text, self.weights, self.reference_mask, self.control_pictures)
 
     def _own_model(self) -> Model:
         if self.trajectory.model is None:
             raise TypeError("expected a model for a style that was loaded or completed, got none: give it one")
         return self.trajectory.model
-
-
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    return {**settings, "size": list(settings["size"])}
