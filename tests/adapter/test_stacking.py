@@ -149,16 +149,17 @@ def test_loras_of_the_manager(model: Mini) -> None:
         assert relative_error(one[1:], another[1:]) > 1e-4
 
 
+def view(model: Mini, prompts: list[str], left: int) -> SDXLDiffusionTarget:
+    """A view of a panorama, as large as an image."""
+    embedding, pooled = model.compute_clip_text_embedding(prompts, [""] * len(prompts))
+    target = SDXLDiffusionTarget(size=(8, 8), offset=(0, left), clip_text_embedding=embedding, condition_scale=5.0)
+    target.pooled_text_embedding = pooled
+    target.time_ids = model.default_time_ids.repeat_interleave(len(prompts), dim=0)
+    return target
+
+
 @torch.no_grad()
 def test_multi_diffusion_with_a_set(model: Mini) -> None:
-    embedding, pooled = model.compute_clip_text_embedding(PROMPTS, [""] * len(PROMPTS))
-
-    def make_target(size: tuple[int, int], offset: tuple[int, int]) -> SDXLDiffusionTarget:
-        target = SDXLDiffusionTarget(size=size, offset=offset, clip_text_embedding=embedding, condition_scale=5.0)
-        target.pooled_text_embedding = pooled
-        target.time_ids = model.default_time_ids.repeat_interleave(len(PROMPTS), dim=0)
-        return target
-
     diffuse = SDXLMultiDiffusion(model)
 
     def run(x: Tensor, targets: list[SDXLDiffusionTarget]) -> Tensor:
@@ -168,14 +169,41 @@ def test_multi_diffusion_with_a_set(model: Mini) -> None:
 
     noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(PROMPTS))])
     panorama = torch.cat([noise, noise.flip(0)[..., :4]], dim=-1)
-    parts = [make_target((8, 8), (0, left)) for left in (0, 4)]
+    parts = [view(model, PROMPTS, left) for left in (0, 4)]
     unaligned = run(panorama, parts)
     with StyleAlignedAdapter(model.unet):
-        torch.testing.assert_close(run(noise, [make_target((8, 8), (0, 0))]), denoise(model, PROMPTS))
+        torch.testing.assert_close(run(noise, parts[:1]), denoise(model, PROMPTS))
         aligned = run(panorama, parts)
     assert aligned.shape == (3, 4, 8, 12)
     torch.testing.assert_close(aligned[:1], unaligned[:1])
     assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
+
+
+@torch.no_grad()
+def test_a_panorama_of_several_styles(model: Mini) -> None:
+    """Views side by side are images of sets of their own: what each follows is recorded, and replayed for it."""
+    target, *references = PROMPTS
+    banks = [ReferenceBank() for _ in references]
+    with StyleAlignedAdapter(model.unet) as adapter:
+        sets = [denoise(model, [reference, target]) for reference in references]
+
+        class Aligned(SDXLMultiDiffusion):
+            def diffuse_target(self, x: Tensor, step: int, target: SDXLDiffusionTarget) -> Tensor:
+                with adapter.replay(banks[target.offset[1] // 8]):
+                    return super().diffuse_target(x, step, target)
+
+        noise = [sample_noise(model, seed, SIZE) for seed in range(2)]
+        x = torch.cat([noise[1]] * 2, dim=-1)
+        latents = [noise[0]] * 2
+        for step in model.steps[:2]:
+            for number, bank in enumerate(banks):
+                alone = view(model, [references[number]], left=0)
+                with adapter.record(bank):
+                    latents[number] = SDXLMultiDiffusion(model).diffuse_target(latents[number], step, alone)
+            x = Aligned(model)(x, noise=x, step=step, targets=[view(model, [target], left) for left in (0, 8)])
+    assert relative_error(x[..., :8], sets[0][1:]) < 1e-5
+    assert relative_error(x[..., 8:], sets[1][1:]) < 1e-5
+    assert relative_error(x[..., :8], x[..., 8:]) > 1e-3
 
 
 def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
