@@ -367,7 +367,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
     def _check_target(self) -> None:
         """Check that the target holds something to share, and nothing that is shared already."""
         name = type(self.target).__name__
-        check_no_reference_only_control(self.target)
         for layer in (*self.target.get_parents(), *self.target.modules()):
             if is_adapted(layer):
                 raise ValueError(
@@ -417,8 +416,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
 
         def before(_: fl.Chain, inputs: tuple[Tensor]) -> None:
             passes.begin(unet)
-            check_no_reference_only_control(unet)  # it may have come since
             self._check_latents(inputs[0])
+            self._check_reference_only_control(unet, rows=len(inputs[0]))
 
         def after(*_: Any) -> None:
             passes.end()
@@ -457,24 +456,32 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         if mask is not None:
             mask.fit(*x.shape[-2:])
 
+    def _check_reference_only_control(self, unet: fl.Chain, rows: int) -> None:
+        """Check that reference-only control, if it is there, has been there before, and gets what it can take.
+
+        Raises:
+            ValueError: If it was injected after this adapter, whose layers its copies of self-attentions go without, or
+                if there are other rows than the guidance halves of one image, which are all that it knows.
+        """
+        parents = unet.get_parents()
+        if not any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in parents):
+            return
+        if any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in parents[: parents.index(self)]):
+            raise ValueError(
+                "expected reference-only control to be injected before StyleAligned, got it after: eject both"
+            )
+        if self._sharing.mode.name == "batch" or rows > 2:
+            raise ValueError(
+                "expected single images beside reference-only control, each in a pass of its own within record() or"
+                f" replay(), got a batch of {rows} rows"
+                + (" without them" if self._sharing.mode.name == "batch" else "")
+            )
+
 
 def warn_of_name(old: str, new: str) -> None:
     """Warn of a name of the adapter that has changed."""
     message = f"StyleAlignedAdapter.{old} is now StyleAlignedAdapter.{new}: the old name will go"
     warnings.warn(message, DeprecationWarning, stacklevel=3)
-
-
-def check_no_reference_only_control(target: fl.Chain) -> None:
-    """Check that there is no other adapter that gives rows to the self-attentions which are no images of a set.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    if any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in target.get_parents()):
-        raise ValueError(
-            f"expected a {type(target).__name__} without reference-only control, got one with a"
-            " ReferenceOnlyControlAdapter: eject that adapter first"
-        )
 
 
 def is_adapted(layer: object) -> bool:

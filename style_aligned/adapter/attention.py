@@ -23,8 +23,9 @@ class SharedAttention(fl.Chain):
 
     Receives:
         query (Float[Tensor, "rows tokens dim"]): The queries.
-        key (Float[Tensor, "rows tokens+reference_tokens dim"]): The keys, followed by those of the references.
-        value (Float[Tensor, "rows tokens+reference_tokens dim"]): The values, followed by those of the references.
+        key (Float[Tensor, "rows keys+reference_keys dim"]): The keys, followed by those of the references. There may
+            be more of them than queries.
+        value (Float[Tensor, "rows keys+reference_keys dim"]): The values, followed by those of the references.
 
     Returns:
         (Float[Tensor, "rows tokens dim"]): The attended values.
@@ -44,29 +45,28 @@ class SharedAttention(fl.Chain):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         query: Float[Tensor, "rows tokens dim"],
-        key: Float[Tensor, "rows shared_tokens dim"],
-        value: Float[Tensor, "rows shared_tokens dim"],
+        key: Float[Tensor, "rows shared_keys dim"],
+        value: Float[Tensor, "rows shared_keys dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
-        attend, tokens = super().forward, query.shape[1]
-        if key.shape[1] == tokens:  # nothing is shared
+        sharing, attend = get_sharing(self), super().forward
+        if sharing.mode.name == "record":  # nothing is shared
             return attend(query, key, value)
-        sharing = get_sharing(self)
         if sharing.mode.name == "replay":
             return self.attend_to_shared(query, key, value)
 
-        set_size = sharing.shared_group_size(query.shape[0])
+        set_size, own = sharing.shared_group_size(query.shape[0]), sharing.own_tokens(self._place, key)
         attended: list[Tensor] = []
         for start in range(0, query.shape[0], set_size):
             reference, targets = slice(start, start + 1), slice(start + 1, start + set_size)
-            attended.append(attend(query[reference], key[reference, :tokens], value[reference, :tokens]))
+            attended.append(attend(query[reference], key[reference, :own], value[reference, :own]))
             attended.append(self.attend_to_shared(query[targets], key[targets], value[targets]))
         return torch.cat(attended)
 
     def attend_to_shared(
         self,
         query: Float[Tensor, "targets tokens dim"],
-        key: Float[Tensor, "targets shared_tokens dim"],
-        value: Float[Tensor, "targets shared_tokens dim"],
+        key: Float[Tensor, "targets shared_keys dim"],
+        value: Float[Tensor, "targets shared_keys dim"],
     ) -> Float[Tensor, "targets tokens dim"]:
         """Attend with the weights of the references added to the scores of their tokens.
 
@@ -78,13 +78,14 @@ class SharedAttention(fl.Chain):
         Raises:
             ValueError: If references have weights, and other adapters do not let them through to the attention.
         """
-        tokens, limits = query.shape[1], torch.finfo(key.dtype)
-        log_weights = get_sharing(self).log_weights(self._place, key, tokens)
+        sharing, limits = get_sharing(self), torch.finfo(key.dtype)
+        own = sharing.own_tokens(self._place, key)
+        log_weights = sharing.log_weights(self._place, key, own)
         if not isinstance(log_weights, Tensor):
             if log_weights == 0:
                 return super().forward(query, key, value)
-            log_weights = key.new_tensor(min(max(log_weights, limits.min), limits.max)).expand(key.shape[1] - tokens)
-        bias = torch.cat((key.new_zeros(tokens), log_weights.clamp(limits.min, limits.max).to(dtype=key.dtype)))
+            log_weights = key.new_tensor(min(max(log_weights, limits.min), limits.max)).expand(key.shape[1] - own)
+        bias = torch.cat((key.new_zeros(own), log_weights.clamp(limits.min, limits.max).to(dtype=key.dtype)))
 
         # heads and slices are the attention's, and what other adapters have put around it stays: only its dot product
         # is another one for now

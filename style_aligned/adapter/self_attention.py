@@ -36,8 +36,8 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
 
     Receives:
         query (Float[Tensor, "rows tokens dim"]): The queries.
-        key (Float[Tensor, "rows tokens dim"]): The keys.
-        value (Float[Tensor, "rows tokens dim"]): The values.
+        key (Float[Tensor, "rows keys dim"]): The keys, as many as queries in a model on its own.
+        value (Float[Tensor, "rows keys dim"]): The values.
 
     Returns:
         (Float[Tensor, "rows tokens dim"]): The attended values.
@@ -69,8 +69,8 @@ class AttentionAdapter(  # pyright: ignore[reportIncompatibleVariableOverride]
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         query: Float[Tensor, "rows tokens dim"],
-        key: Float[Tensor, "rows tokens dim"],
-        value: Float[Tensor, "rows tokens dim"],
+        key: Float[Tensor, "rows keys dim"],
+        value: Float[Tensor, "rows keys dim"],
     ) -> Float[Tensor, "rows tokens dim"]:
         sharing = get_sharing(self)
         if sharing.is_plain(query.shape[0], self._place):
@@ -164,7 +164,7 @@ class SharedAttentionAdapter(AttentionAdapter):
                 align("values", adain=adain_values, share=share_attention),
             ),
             # queries: (rows, tokens, dim), keys, values: (rows, tokens + reference_tokens, dim)
-            SharedAttention(target, place),
+            SharedAttention(target, place) if share_attention else fl.Chain(target),
             # (rows, tokens, dim)
         )
 

@@ -181,6 +181,17 @@ class Sharing:
         """
         return mix([bank.fetch(place, features) for bank in self.mode.banks], self.mode.shares)
 
+    def own_tokens(self, place: str, key: Tensor) -> int:
+        """Return how many of the keys are a row's own: more than it has queries, if another adapter has added some.
+
+        Args:
+            place: The name of the place.
+            key: The keys, followed by those of the references, of shape (rows, shared_keys, dim).
+        """
+        if self.mode.name == "replay":
+            return key.shape[1] - sum(bank.count_tokens(f"{place}.keys") for bank in self.mode.banks)
+        return key.shape[1] // 2
+
     def log_weights(self, place: str, key: Tensor, tokens: int) -> float | Tensor:
         """Return what is added to the scores of the reference's tokens: one number for all, or one for each.
 
@@ -188,8 +199,8 @@ class Sharing:
 
         Args:
             place: The name of the place.
-            key: The keys of the targets, followed by those of the references, of shape (targets, shared_tokens, dim).
-            tokens: The number of tokens of a target.
+            key: The keys of the targets, followed by those of the references, of shape (targets, shared_keys, dim).
+            tokens: The number of a target's own keys.
         """
         base = self.options.shift + math.log(self.strength_at(place))
         parts = [(1.0, self.mask, key.shape[1] - tokens)]

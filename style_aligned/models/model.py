@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from refiners.fluxion import layers as fl
 from refiners.foundationals.latent_diffusion import StableDiffusion_1, StableDiffusion_XL
+from refiners.foundationals.latent_diffusion.reference_only_control import ReferenceOnlyControlAdapter
 from torch import Tensor, dtype as DType
 
 from style_aligned.adapter.adapter import StyleAlignedAdapter
@@ -59,6 +60,11 @@ def check_model(model: Model, options: dict[str, Any]) -> None:
     check_is_model(model)
     if model.has_self_attention_guidance():
         raise ValueError("expected a model without self-attention guidance, got one with it: disable it first")
+    if any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in model.unet.get_parents()):
+        raise ValueError(
+            "expected a model without reference-only control, which takes one image at a time, got one with it: eject"
+            " that adapter first, or record and replay references in a loop of your own (docs/stacking.md)"
+        )
     if model.unet.in_channels != LATENT_CHANNELS:
         raise ValueError(
             f"expected a U-Net with {LATENT_CHANNELS} input channels, got one with {model.unet.in_channels}"

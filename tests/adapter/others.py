@@ -1,6 +1,7 @@
 """Refiners' other adapters, with random weights, and how a set or a single image of it is drawn with them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -19,11 +20,20 @@ from refiners.foundationals.latent_diffusion import (
 )
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.image_prompt import ImageProjection, PerceiverResampler
+from refiners.foundationals.latent_diffusion.reference_only_control import (
+    ReferenceOnlyControlAdapter,
+    SelfAttentionInjectionPassthrough,
+)
+from refiners.foundationals.latent_diffusion.restart import Restart
 from refiners.foundationals.latent_diffusion.solvers import DDIM
 from refiners.foundationals.latent_diffusion.stable_diffusion_1 import controlnet as refiners_controlnet
 from refiners.foundationals.latent_diffusion.stable_diffusion_1.model import SD1Autoencoder
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl import SDXLIPAdapter
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion import (
+    SDXLDiffusionTarget,
+    SDXLMultiDiffusion,
+)
 from refiners.foundationals.latent_diffusion.t2i_adapter import ConditionEncoder, ConditionEncoderXL
 from torch import Tensor, device as Device
 
@@ -84,6 +94,8 @@ class Other:
 
     latents = 8
     """The height and width of the latents."""
+    only_once = False
+    """Whether Refiners can put it into a model only once."""
     steps = 1
 
     def __init__(self, model: Any = None) -> None:
@@ -341,3 +353,111 @@ class TextualInversion(Other):
         extender = ConceptExtender(self.model.clip_text_encoder)
         extender.add_concept("dog", random(32, seed=7))
         self.adapters = [extender]
+
+
+class SelfAttentionGuidance(Other):
+    steps = 2
+    only_once = True
+
+    def build(self) -> None:
+        pass
+
+    def inject(self) -> None:
+        self.model.set_self_attention_guidance(enable=True, scale=2.0)
+
+    def eject(self) -> None:
+        self.model.set_self_attention_guidance(enable=False)
+
+
+class MultiDiffusion(Other):
+    """Panoramas of half the width more, each of two views that overlap."""
+
+    steps = 2
+
+    def build(self) -> None:
+        self.diffuse = SDXLMultiDiffusion(self.model)
+
+    def denoise(self, x: Tensor, images: Sequence[int]) -> Tensor:
+        x = torch.cat((x, self.noise(images, seed=9)[..., : self.latents // 2]), dim=-1)
+        views = [self.view(left, images) for left in (0, self.latents // 2)]
+        for step in self.model.steps[: self.steps]:
+            x = self.diffuse(x, noise=x, step=step, targets=views)
+        return x
+
+    def view(self, left: int, images: Sequence[int]) -> SDXLDiffusionTarget:
+        texts = self.texts(images)
+        view = SDXLDiffusionTarget(
+            size=(self.latents, self.latents), offset=(0, left), condition_scale=2.0,
+            clip_text_embedding=texts["clip_text_embedding"],
+        )  # fmt: skip
+        view.pooled_text_embedding, view.time_ids = texts["pooled_text_embedding"], texts["time_ids"]
+        return view
+
+
+class Restarted(Other):
+    """Noise that is added again on the way, to be removed once more."""
+
+    steps = 4
+
+    def build(self) -> None:
+        pass
+
+    def denoise(self, x: Tensor, images: Sequence[int]) -> Tensor:
+        restart = Restart(self.model, num_steps=3, num_iterations=1, start_time=0.5)
+        texts, number = self.texts(images), 20
+
+        def own_noise(**_: Any) -> Tensor:
+            nonlocal number
+            number += 1
+            return self.noise(images, seed=number)
+
+        for step in self.model.steps[: self.steps]:
+            x = self.model(x, step=step, condition_scale=2.0, **texts)
+            if step == restart.start_step:
+                with pytest.MonkeyPatch.context() as monkeypatch:
+                    monkeypatch.setattr(torch, "randn_like", own_noise)
+                    x = restart(x, condition_scale=2.0, **texts)
+        assert number == 21
+        return x
+
+
+class AnyPassthrough(SelfAttentionInjectionPassthrough):
+    """Refiners' own has the 13 residuals of Stable Diffusion 1.5; this one has those of its U-Net."""
+
+    def _copy_diffusion_context(self, x: Tensor) -> Tensor:
+        residuals = self.use_context("unet")["residuals"]
+        self.set_context("self_attention_residuals_buffer", {"buffer": residuals})
+        self.set_context("unet", {"residuals": [0.0] * len(residuals)})
+        return x
+
+
+Around = Callable[[int], AbstractContextManager[None]]
+
+
+class ReferenceOnlyControl(Other):
+    """A guide for each image. Images go through the U-Net one by one: it takes no others."""
+
+    steps = 2
+
+    def build(self) -> None:
+        adapter: Any = ReferenceOnlyControlAdapter(self.model.unet, style_cfg=0.3)
+        adapter._passthrough = [AnyPassthrough(self.model.unet)]
+        self.adapters = [adapter]
+
+    @torch.no_grad()
+    def draw(self, images: Sequence[int] = range(len(PROMPTS)), around: Around = lambda image: nullcontext()) -> Tensor:
+        """Draw images side by side.
+
+        Args:
+            images: The images.
+            around: What is around a pass of an image.
+        """
+        latents = {image: self.noise([image]) for image in images}
+        for step in self.model.steps[: self.steps]:
+            for image, x in latents.items():
+                guide, noise = self.noise([image], seed=11), self.noise([image], seed=12)
+                guide = self.model.solver.add_noise(guide, noise=noise, step=step)
+                self.adapters[0].set_controlnet_condition(guide.repeat(2, 1, 1, 1))
+                with around(image):
+                    latents[image] = self.model(x, step=step, condition_scale=2.0, **self.texts([image]))
+        return torch.cat(list(latents.values()))

@@ -12,7 +12,7 @@ from refiners.foundationals.latent_diffusion.reference_only_control import Refer
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAlignedAdapter as RefinersStyleAlignedAdapter
 from torch import Tensor
 
-from style_aligned import StyleAligned, StyleAlignedAdapter
+from style_aligned import ReferenceBank, StyleAligned, StyleAlignedAdapter
 from style_aligned.adapter.group_norm import GroupNorm
 from tests.chains import blocks, features, meta_unet, run, snapshot
 
@@ -117,30 +117,36 @@ def test_a_copy_while_injected(options: dict[str, Any]) -> None:
     assert norm.structural_copy()[0] is norm[0]
 
 
-def test_reference_only_control() -> None:
+def test_reference_only_control_that_comes_later() -> None:
     unet = meta_unet(SD1UNet)
     assert isinstance(unet, SD1UNet)
-    ours, theirs = StyleAlignedAdapter(unet, set_size=2), ReferenceOnlyControlAdapter(unet)
-    message = (
-        "^expected a SD1UNet without reference-only control, got one with a ReferenceOnlyControlAdapter: eject that"
-        " adapter first$"
-    )
-    theirs.inject()
-    before = snapshot(unet)
-    with pytest.raises(ValueError, match=message):
-        StyleAlignedAdapter(unet)
-    with pytest.raises(ValueError, match=message):
-        ours.inject()
-    assert snapshot(unet) == before
-    theirs.eject()
-    ours.inject()
+    theirs = ReferenceOnlyControlAdapter(unet)
+    ours = StyleAlignedAdapter(unet, set_size=2).inject()
     with pytest.raises(RuntimeError, match="expected a model without StyleAligned to copy"):
         ReferenceOnlyControlAdapter(unet)
     theirs.inject()  # it was made before
+    message = "^expected reference-only control to be injected before StyleAligned, got it after: eject both$"
     with pytest.raises(ValueError, match=message):
         unet(torch.randn(2, 4, 8, 8))
     theirs.eject()
     ours.eject()
+    assert unet.parent is None
+
+
+def test_a_batch_beside_reference_only_control() -> None:
+    unet = meta_unet(SD1UNet)
+    assert isinstance(unet, SD1UNet)
+    theirs = ReferenceOnlyControlAdapter(unet).inject()
+    message = (
+        "^expected single images beside reference-only control, each in a pass of its own within {}, got a batch of {}$"
+    )
+    within = r"record\(\) or replay\(\)"
+    with StyleAlignedAdapter(unet, set_size=2) as ours:
+        with pytest.raises(ValueError, match=message.format(within, "2 rows without them")):
+            unet(torch.randn(2, 4, 8, 8))
+        with ours.record(ReferenceBank()), pytest.raises(ValueError, match=message.format(within, "4 rows")):
+            unet(torch.randn(4, 4, 8, 8))
+    theirs.eject()
     assert unet.parent is None
 
 
