@@ -34,7 +34,8 @@ def test_a_set_by_two_workers_is_that_of_one_process(ray: Any, run: Run, tmp_pat
         code, output, error = run(*NEON, *SMALL, *options, "--output", tmp_path / folder)
         assert code == 0, error
         assert output == f"3 new images in {tmp_path / folder}; all together: {tmp_path / folder / 'sheet.png'}\n"
-        assert [line for line in error.splitlines() if "64x64" not in line] == []
+        known = ("at 64x64 objects may double", "2 steps of DDIM start at timestep")
+        assert [line for line in error.splitlines() if not any(note in line for note in known)] == []
     assert len(pngs(tmp_path / "alone")) == 5
     assert pngs(tmp_path / "cluster") == pngs(tmp_path / "alone")
 
