@@ -1,4 +1,4 @@
-"""StyleAligned together with other adapters of Refiners. Pairs, in any order: see test_stacking_pairs.py."""
+"""StyleAligned together with other adapters of Refiners. Pairs, and loops of Refiners: see test_stacking_pairs.py."""
 
 from typing import Any
 
@@ -10,10 +10,6 @@ from refiners.foundationals.latent_diffusion.cross_attention import CrossAttenti
 from refiners.foundationals.latent_diffusion.freeu import SDFreeUAdapter
 from refiners.foundationals.latent_diffusion.lora import SDLoraManager
 from refiners.foundationals.latent_diffusion.solvers import DDIM
-from refiners.foundationals.latent_diffusion.stable_diffusion_xl.multi_diffusion import (
-    SDXLDiffusionTarget,
-    SDXLMultiDiffusion,
-)
 from torch import Tensor
 
 from style_aligned import ReferenceBank, StyleAligned, StyleAlignedAdapter
@@ -147,63 +143,6 @@ def test_loras_of_the_manager(model: Mini) -> None:
     assert torch.equal(denoise(model, PROMPTS), plain)
     for one, another in ((both, aligned), (both, alone), (alone, plain)):
         assert relative_error(one[1:], another[1:]) > 1e-4
-
-
-def view(model: Mini, prompts: list[str], left: int) -> SDXLDiffusionTarget:
-    """A view of a panorama, as large as an image."""
-    embedding, pooled = model.compute_clip_text_embedding(prompts, [""] * len(prompts))
-    target = SDXLDiffusionTarget(size=(8, 8), offset=(0, left), clip_text_embedding=embedding, condition_scale=5.0)
-    target.pooled_text_embedding = pooled
-    target.time_ids = model.default_time_ids.repeat_interleave(len(prompts), dim=0)
-    return target
-
-
-@torch.no_grad()
-def test_multi_diffusion_with_a_set(model: Mini) -> None:
-    diffuse = SDXLMultiDiffusion(model)
-
-    def run(x: Tensor, targets: list[SDXLDiffusionTarget]) -> Tensor:
-        for step in model.steps[:2]:
-            x = diffuse(x, noise=x, step=step, targets=targets)
-        return x
-
-    noise = torch.cat([sample_noise(model, seed, SIZE) for seed in range(len(PROMPTS))])
-    panorama = torch.cat([noise, noise.flip(0)[..., :4]], dim=-1)
-    parts = [view(model, PROMPTS, left) for left in (0, 4)]
-    unaligned = run(panorama, parts)
-    with StyleAlignedAdapter(model.unet):
-        torch.testing.assert_close(run(noise, parts[:1]), denoise(model, PROMPTS))
-        aligned = run(panorama, parts)
-    assert aligned.shape == (3, 4, 8, 12)
-    torch.testing.assert_close(aligned[:1], unaligned[:1])
-    assert relative_error(aligned[1:], unaligned[1:]) > 1e-4
-
-
-@torch.no_grad()
-def test_a_panorama_of_several_styles(model: Mini) -> None:
-    """Views side by side are images of sets of their own: what each follows is recorded, and replayed for it."""
-    target, *references = PROMPTS
-    banks = [ReferenceBank() for _ in references]
-    with StyleAlignedAdapter(model.unet) as adapter:
-        sets = [denoise(model, [reference, target]) for reference in references]
-
-        class Aligned(SDXLMultiDiffusion):
-            def diffuse_target(self, x: Tensor, step: int, target: SDXLDiffusionTarget) -> Tensor:
-                with adapter.replay(banks[target.offset[1] // 8]):
-                    return super().diffuse_target(x, step, target)
-
-        noise = [sample_noise(model, seed, SIZE) for seed in range(2)]
-        x = torch.cat([noise[1]] * 2, dim=-1)
-        latents = [noise[0]] * 2
-        for step in model.steps[:2]:
-            for number, bank in enumerate(banks):
-                alone = view(model, [references[number]], left=0)
-                with adapter.record(bank):
-                    latents[number] = SDXLMultiDiffusion(model).diffuse_target(latents[number], step, alone)
-            x = Aligned(model)(x, noise=x, step=step, targets=[view(model, [target], left) for left in (0, 8)])
-    assert relative_error(x[..., :8], sets[0][1:]) < 1e-5
-    assert relative_error(x[..., 8:], sets[1][1:]) < 1e-5
-    assert relative_error(x[..., :8], x[..., 8:]) > 1e-3
 
 
 def test_self_attention_guidance_with_a_set(fresh_mini: Mini) -> None:
