@@ -7,20 +7,17 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
-import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.adapters import Adapter
 from refiners.foundationals.latent_diffusion import SD1UNet, SDXLUNet
-from refiners.foundationals.latent_diffusion.reference_only_control import ReferenceOnlyControlAdapter
 from refiners.foundationals.latent_diffusion.style_aligned import StyleAligned as RefinersStyleAligned
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import Unpack
 
 from style_aligned.adapter.group_norm import GroupNorm
+from style_aligned.adapter.passes import Passes
 from style_aligned.adapter.places import find_group_norms, find_self_attentions, resolve, walk
 from style_aligned.adapter.reference_bank import Mask, ReferenceBank
-from style_aligned.adapter.residuals import Passes
 from style_aligned.adapter.self_attention import (
     AttentionAdapter,
     FullySharedAttentionAdapter,
@@ -101,10 +98,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         self._apply_options()
         self._is_injected = False
         self._adapters: list[AttentionAdapter | GroupNorm] = []
-        self._passes: list[tuple[fl.Chain, Passes]] = []  # of each U-Net
-        self._hooks: list[RemovableHandle] = []
+        self._passes: list[Passes] = []  # of each U-Net
         self._chains: list[fl.Chain] = []
-        self._checked_rows: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         return self._options[ATTRIBUTES[name]] if name in ATTRIBUTES else super().__getattr__(name)
@@ -206,14 +201,12 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError(f"expected a parent that holds the {name}, got a {type(parent).__name__} that does not")
 
         self._adapters = [*self._adapt_attentions(), *self._adapt_group_norms()]
-        self._passes = [(unet, Passes()) for unet in self._find_unets()]
-        self._hooks = [hook for unet, passes in self._passes for hook in self._watch(unet, passes)]
+        self._passes = [Passes(unet, self, self._sharing) for unet in self._find_unets()]
         super().inject(parent)
         self._progress, self._sharing.is_on = None, True
         self.set_context(CONTEXT, {"sharing": self._sharing})
         self._chains = self._find_chains()
         self._is_injected = True
-        self._checked_rows = None
         return self
 
     def eject(self) -> None:
@@ -226,15 +219,13 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             raise ValueError("this StyleAlignedAdapter is not injected: expected inject() before eject()")
         for adapter in self._adapters:
             adapter.eject()
-        for hook in self._hooks:
-            hook.remove()
+        for passes in self._passes:
+            passes.leave()
         for chain in (*self._find_chains(), *self._chains):  # another adapter may have taken some out since
             chain.provider.contexts.pop(CONTEXT, None)
-        for unet, passes in self._passes:
-            passes.recover(unet)
         super().eject()
         self._hold_target()
-        self._adapters, self._hooks, self._passes, self._is_injected = [], [], [], False
+        self._adapters, self._passes, self._is_injected = [], [], False
 
     def _hold_target(self) -> None:
         """Hold the target for the next `inject`, and not an adapter of it that came in between."""
@@ -352,7 +343,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         strengths = None if layers is None else resolve(layers, list(self.selectable_layers))
         given = {name: self._options[name] for name in OF_SHARING}
         self._sharing.options = SharingOptions(**given, strengths=strengths)
-        self._checked_rows = None
         self._follow_steps()
 
     def _follow_steps(self) -> None:
@@ -411,72 +401,6 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             place.parent.replace(place.layer, shared[-1])
         return shared
 
-    def _watch(self, unet: fl.Chain, passes: Passes) -> tuple[RemovableHandle, RemovableHandle]:
-        """Have every pass of a U-Net checked, and begin as on a fresh one whatever has become of the one before."""
-
-        def before(_: fl.Chain, inputs: tuple[Tensor]) -> None:
-            passes.begin(unet)
-            self._check_latents(inputs[0])
-            self._check_reference_only_control(unet, rows=len(inputs[0]))
-
-        def after(*_: Any) -> None:
-            passes.end()
-
-        return unet.register_forward_pre_hook(before), unet.register_forward_hook(after)
-
-    def _check_latents(self, x: Tensor) -> None:
-        """Check the rows of the input of a U-Net before anything is computed.
-
-        Raises:
-            ValueError: If the latents are not of rank 4, if their rows are not laid out as `set_size` says, or if
-                targets do not fit the references that were recorded.
-        """
-        sharing = self._sharing
-        if x.ndim != 4:
-            raise ValueError(
-                "expected latents of rank 4 (rows, channels, height, width), got a tensor of"
-                f" rank {x.ndim} and shape {tuple(x.shape)}"
-            )
-        if not sharing.is_on:
-            return
-        sharing.check_halves(len(x))
-        if sharing.mode.name == "replay":
-            for bank in sharing.mode.banks:
-                bank.check_targets(x)
-            return
-        mask = sharing.mask
-        if sharing.mode.name == "record":
-            (bank,) = sharing.mode.banks
-            bank.latents_shape, mask = x.shape, bank.mask
-        else:
-            sharing.group_size(len(x))
-            if len(x) != self._checked_rows:  # once: looking at latents makes a GPU wait
-                check_halves(x, sharing.options.set_size)
-                self._checked_rows = len(x)
-        if mask is not None:
-            mask.fit(*x.shape[-2:])
-
-    def _check_reference_only_control(self, unet: fl.Chain, rows: int) -> None:
-        """Check that reference-only control, if it is there, has been there before, and gets what it can take.
-
-        Raises:
-            ValueError: If it was injected after this adapter, whose layers its copies of self-attentions go without, or
-                if there are other rows than the guidance halves of one image, which are all that it knows.
-        """
-        parents = unet.get_parents()
-        if not any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in parents):
-            return
-        if any(isinstance(parent, ReferenceOnlyControlAdapter) for parent in parents[: parents.index(self)]):
-            raise ValueError(
-                "expected reference-only control to be injected before StyleAligned, got it after: eject both"
-            )
-        if self._sharing.mode.name == "batch" or rows > 2:
-            raise ValueError(
-                "expected single images beside reference-only control, each in a pass of its own within record() or"
-                f" replay(), got a batch of {rows} rows"
-                + (" without them" if self._sharing.mode.name == "batch" else "")
-            )
-
 
 def warn_of_name(old: str, new: str) -> None:
     """Warn of a name of the adapter that has changed."""
@@ -487,29 +411,3 @@ def warn_of_name(old: str, new: str) -> None:
 def is_adapted(layer: object) -> bool:
     """Return whether a layer is one that an adapter for StyleAligned, this or Refiners' own, has put there."""
     return isinstance(layer, StyleAlignedAdapter | AttentionAdapter | GroupNorm | RefinersStyleAligned)
-
-
-def check_halves(x: Tensor, set_size: int | None) -> None:
-    """Check that `set_size` does not take guidance halves for sets, or sets for guidance halves.
-
-    Args:
-        x: The latents.
-        set_size: The number of images in a set, the reference included. None means that the batch holds the two
-            guidance halves of a single set.
-
-    Raises:
-        ValueError: If `set_size` is None and the halves of the batch differ (it is no classifier-free guidance batch of
-            one set), or if it is one and `set_size` takes both halves for a set.
-    """
-    are_equal = len(x) % 2 == 0 and torch.equal(*x.chunk(2))
-    if set_size is None and not are_equal:
-        raise ValueError(
-            f"got a batch of {len(x)} rows whose halves differ, expected the same latents twice, as in"
-            " classifier-free guidance with one set: without guidance, or for several sets in one batch, give the"
-            " adapter a set_size"
-        )
-    if set_size == len(x) and are_equal and not (x == x[:1]).all():
-        raise ValueError(
-            f"got a batch of {len(x)} rows whose halves are equal, as in classifier-free guidance, and a set_size"
-            f" of {set_size}: expected {len(x) // 2}, or targets would follow the other half's reference"
-        )

@@ -15,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention as fused_attention
 
 from style_aligned.adapter.sharing import get_sharing
 
+OR_ONCE = "or have the reference count once (strength 1, shift 0, no mask, one reference of the targets' size)"
+"""What else can be done where references cannot be given weights. Without them, any attention serves."""
+
 
 class SharedAttention(fl.Chain):
     """Attention where the targets attend to their own tokens and to their reference's.
@@ -103,9 +106,6 @@ class SharedAttention(fl.Chain):
                 f" eject it, {OR_ONCE}"
             )
         return attended
-
-
-OR_ONCE = "or have the reference count once (strength 1, shift 0, no mask, one reference of the targets' size)"
 
 
 class BiasedDotProduct:

@@ -8,13 +8,17 @@ import pytest
 import torch
 from refiners.fluxion import layers as fl
 from refiners.fluxion.layers.chain import ChainError
+from refiners.foundationals.latent_diffusion import SD1UNet
+from refiners.foundationals.latent_diffusion.reference_only_control import ReferenceOnlyControlAdapter
 from refiners.foundationals.latent_diffusion.solvers import DDIM
+from refiners.foundationals.latent_diffusion.stable_diffusion_1.unet import MiddleBlock
 from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter, ZeroConvolution
 from torch import Tensor
 
 from style_aligned import ReferenceBank, StyleAlignedAdapter
 from style_aligned.adapter import reset_residuals
 from style_aligned.models.mini import Mini
+from tests.chains import meta_unet
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 
@@ -95,6 +99,42 @@ def test_residuals_are_reset_without_the_adapter(random_mini: Mini) -> None:
     reset_residuals(random_mini.unet)
     assert torch.equal(run(random_mini, 2), expected)
     reset_residuals(fl.Chain(fl.Identity()))  # nothing to reset
+
+
+def test_a_pass_beside_reference_only_control() -> None:
+    """Its guide passes with residuals of its own, before those of the U-Net."""
+    unet = meta_unet(SD1UNet)
+    assert isinstance(unet, SD1UNet)
+    other = ReferenceOnlyControlAdapter(unet).inject()
+    other.set_controlnet_condition(torch.randn(2, 4, 8, 8, device="meta"))
+    unet.set_timestep(torch.zeros(1, device="meta"))
+    unet.set_clip_text_embedding(torch.randn(2, 77, 768, device="meta"))
+
+    def is_fresh() -> bool:
+        return all(isinstance(residual, float) for residual in unet.use_context("unet")["residuals"])
+
+    with StyleAlignedAdapter(unet) as ours, ours.record(ReferenceBank()):
+        for number, is_left in ((0, False), (-1, True)):  # of the guide, of the U-Net
+            with stop_at(unet, KeyboardInterrupt, MiddleBlock, number):
+                unet(torch.randn(2, 4, 8, 8, device="meta"))
+            assert is_fresh() != is_left
+            with pytest.raises(ValueError, match="got a batch of 4 rows"):
+                unet(torch.randn(4, 4, 8, 8, device="meta"))
+            assert is_fresh()
+    other.eject()
+
+
+def test_a_pass_that_is_refused_leaves_residuals_of_a_caller(random_mini: Mini) -> None:
+    model, unet = random_mini, random_mini.unet
+    with StyleAlignedAdapter(unet, set_size=2):
+        unset = run(model, 2)
+        unet.set_context("unet", {"residuals": residuals(1, 2)})
+        controlled = run(model, 2)
+        unet.set_context("unet", {"residuals": residuals(1, 2)})
+        with pytest.raises(ValueError, match="got a batch of 3 rows"):
+            unet(torch.randn(3, 4, 8, 8))
+        assert torch.equal(run(model, 2), controlled)
+        assert torch.equal(run(model, 2), unset)
 
 
 def residuals(seed: int, images: int) -> list[Tensor | float]:
