@@ -2,6 +2,7 @@
 
     python scripts/benchmark_sets.py [--rounds 5]           time, on the embedded model, from prompts to images
     python scripts/benchmark_sets.py --full-size            time, on the full-size U-Net of SDXL with random weights
+    python scripts/benchmark_sets.py --lora --control       either of them, with a LoRA and a ControlLora beside it
     python scripts/benchmark_sets.py --memory               peak memory of one batch, 33, 330 and 990 images
 
 Batches hold 4 images. Where the reference is in every batch, they hold it and 3 targets, as in Refiners' own loop.
@@ -17,13 +18,18 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from refiners.fluxion import layers as fl
+from refiners.fluxion.adapters.lora import LinearLora, LoraAdapter
+from refiners.foundationals.latent_diffusion.stable_diffusion_xl.control_lora import ControlLoraAdapter
 
 sys.path.insert(0, str(Path(__file__).parent))
 from benchmark import random_unet, step as unet_step
 
 from style_aligned import ReferenceBank, Style, StyleAlignedAdapter, generate
+from style_aligned.adapter.places import walk
 from style_aligned.models.checkpoints import load_model
 from style_aligned.models.denoising import predict_noise
 from style_aligned.models.model import Model
@@ -34,7 +40,33 @@ BATCH_SIZE = 4
 TARGETS = 32  # and their reference: as many as `generate` has on their way at a time
 PROMPT, REFERENCE = "a rocket, neon sign", "a fox, neon sign"
 
+RANK = 16  # of the LoRA
+
 OnStep = Callable[[int], None]
+
+
+def put_beside(unet: Any, *, lora: bool, control: bool, latents: int) -> str:
+    """Inject a random LoRA into all attentions, and a random ControlLora, whose picture all images follow.
+
+    Returns:
+        What they are, for the title.
+    """
+    beside = ""
+    if control:  # first: it copies the U-Net
+        adapter = ControlLoraAdapter("control", unet, scale=0.1).inject()
+        adapter.set_condition(torch.rand(1, 3, 8 * latents, 8 * latents, device=unet.device, dtype=unet.dtype))
+        beside += ", with a ControlLora"
+    if lora:
+        attentions = [attention for attention, _ in walk(unet, fl.Attention)]
+        linears = [found for attention in attentions for found in list(attention.walk(fl.Linear))]
+        for linear, parent in linears:
+            layer = LinearLora(
+                "lora", linear.in_features, linear.out_features, RANK, device=unet.device, dtype=unet.dtype
+            )
+            torch.nn.init.normal_(layer.up.weight, std=0.01)
+            LoraAdapter(linear, layer).inject(parent)
+        beside += f", with a LoRA of rank {RANK} in {len(linears)} layers"
+    return beside
 
 
 def batches_of(size: int) -> list[int]:
@@ -115,17 +147,19 @@ def print_table(seconds: list[tuple[float, float]], title: str) -> None:
 
 
 @torch.no_grad()
-def compare_mini(rounds: int, steps: int = 15) -> None:
+def compare_mini(rounds: int, steps: int, lora: bool, control: bool) -> None:
     model, their_model = load_model("mini"), load_model("mini")
+    titles = [put_beside(one.unet, lora=lora, control=control, latents=32) for one in (model, their_model)]
     once = partial(record_once, model, steps)
     seconds = [run_in_turns(once, in_every_batch(their_model, steps), steps) for _ in range(1 + rounds)]
-    title = f"embedded model, {TARGETS + 1} images, batches of {BATCH_SIZE}, {steps} steps"
+    title = f"embedded model, {TARGETS + 1} images, batches of {BATCH_SIZE}, {steps} steps{titles[0]}"
     print_table(seconds[1:], title)  # the first round warms up
 
 
 @torch.no_grad()
-def compare_full_size(rounds: int, steps: int, latents: int) -> None:
+def compare_full_size(rounds: int, steps: int, latents: int, lora: bool, control: bool) -> None:
     unet = random_unet("cpu", torch.bfloat16)
+    beside = put_beside(unet, lora=lora, control=control, latents=latents)
     adapter, bank = StyleAlignedAdapter(unet), ReferenceBank()
 
     def once(on_step: OnStep) -> None:
@@ -147,7 +181,7 @@ def compare_full_size(rounds: int, steps: int, latents: int) -> None:
     unet_step(unet, 2 * BATCH_SIZE, latents)  # warms up
     with adapter:
         seconds = [run_in_turns(once, every(), steps) for _ in range(rounds)]
-    title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, steps: {steps}"
+    title = f"U-Net of SDXL, bfloat16, {TARGETS + 1} images of {latents}x{latents} latents, steps: {steps}{beside}"
     print_table(seconds, title)
 
 
@@ -197,8 +231,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what large sets cost.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--full-size", action="store_true", help="use the U-Net of SDXL")
-    parser.add_argument("--steps", type=int, default=1, help="steps of the full-size U-Net in each round")
+    parser.add_argument("--steps", type=int, help="steps in each round; by default 15, and 1 of the full-size U-Net")
     parser.add_argument("--latents", type=int, default=64, help="height and width of its latents")
+    parser.add_argument("--lora", action="store_true", help="put a LoRA into all attentions")
+    parser.add_argument("--control", action="store_true", help="put a ControlLora beside the U-Net")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--images", type=int, help="only generate that many, and print growth and peak in MiB")
     options = parser.parse_args()
@@ -208,9 +244,9 @@ def main() -> None:
     elif options.memory:
         compare_memory(options.rounds)
     elif options.full_size:
-        compare_full_size(options.rounds, options.steps, options.latents)
+        compare_full_size(options.rounds, options.steps or 1, options.latents, options.lora, options.control)
     else:
-        compare_mini(options.rounds)
+        compare_mini(options.rounds, options.steps or 15, options.lora, options.control)
 
 
 if __name__ == "__main__":

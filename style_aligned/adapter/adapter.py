@@ -222,7 +222,7 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
         for passes in self._passes:
             passes.leave()
         for chain in (*self._find_chains(), *self._chains):  # another adapter may have taken some out since
-            chain.provider.contexts.pop(CONTEXT, None)
+            chain.provider.contexts.pop(CONTEXT, {}).clear()  # and may itself hold what it was given of ours
         super().eject()
         self._hold_target()
         self._adapters, self._passes, self._is_injected = [], [], False
@@ -371,7 +371,8 @@ class StyleAlignedAdapter(Generic[T], fl.Chain, Adapter[T]):
             find_attention(self_attention)
 
     def _find_chains(self) -> list[fl.Chain]:
-        return [self, self.target, *self.target.layers(fl.Chain, recurse=True)]
+        """Find all chains that have the context: adapters that came later stand between this one and the target."""
+        return [chain for top in (self, self.target) for chain in (top, *top.layers(fl.Chain, recurse=True))]
 
     def _find_unets(self) -> list[fl.Chain]:
         return [unet for unet_type in (SD1UNet, SDXLUNet) for unet, _ in walk(self.target, unet_type)]

@@ -108,7 +108,7 @@ def tree(model: Any) -> list[Any]:
         lines.append(None if part.parent is None else type(part.parent).__name__)
         for path, module in part.named_modules():
             parent = module.parent if isinstance(module, fl.Chain) and path else None
-            contexts = {"style_aligned"} & {*module.provider.contexts} if isinstance(module, fl.Chain) else None
+            contexts = {*module.provider.contexts.get("style_aligned", ())} if isinstance(module, fl.Chain) else None
             lines.append((path, type(module).__name__, parent and type(parent).__name__, contexts))
         lines += [(name, float(parameter.detach().sum())) for name, parameter in part.named_parameters()]
     return lines

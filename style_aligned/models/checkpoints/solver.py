@@ -62,7 +62,7 @@ class SourceDDIM(DDIM):
         """What the U-Net predicts."""
         return self.params.prediction_type if isinstance(self.params, SourceParams) else "epsilon"
 
-    def resolve_params(self, params: SolverParams | None) -> ResolvedSolverParams:
+    def resolve_params(self, params: SolverParams | ResolvedSolverParams | None) -> ResolvedSolverParams:
         return params if isinstance(params, SourceParams) else super().resolve_params(params)
 
     def sample_noise_schedule(self) -> Tensor:
