@@ -11,7 +11,7 @@ Every stage goes on from its last checkpoint in the output folder, so the same c
 the end RUN/export holds the weights as the package carries them.
 
 Those of the package took two cores ten minutes for the drawings, 23 for the autoencoder, and four hours for U-Net and
-text encoders, and then two GPUs nine minutes. On other machines sums are rounded differently, so weights differ in their
+text encoders, and then GPUs eleven minutes. On other machines sums are rounded differently, so weights differ in their
 digits.
 """
 

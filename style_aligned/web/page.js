@@ -26,12 +26,16 @@ element.addEventListener('input', (event) => {
   const compare = event.target.closest('.compare');
   if (compare) compare.style.setProperty('--at', `${event.target.value}%`);
 });
+const reveal = () => {
+  const large = element.querySelector('.large');
+  if (large && window.innerWidth < 700) large.scrollIntoView({ block: 'start', behavior: 'smooth' });
+};
+reveal(); // the first image that is opened is there before this script
 watch('value', () => {
   const address = element.querySelector('[data-address]');
   if (address) {
     const query = address.dataset.address;
     history.replaceState(null, '', query ? `?${query}` : location.pathname);
   }
-  const large = element.querySelector('.large');
-  if (large && window.innerWidth < 700) large.scrollIntoView({ block: 'start', behavior: 'smooth' });
+  reveal();
 });
