@@ -1,4 +1,4 @@
-"""Options for what goes beside StyleAligned: LoRAs, image prompts, control models, solvers, presets for few steps."""
+"""Options for what goes beside StyleAligned: LoRAs, textual inversion, image prompts, control models, solvers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,6 +40,14 @@ class ExtraOptions:
         list[str] | None,
         typer.Option(
             metavar="FILE[:SCALE]", help="A LoRA, in kohya's, diffusers' or PEFT's names. Repeat it for several."
+        ),
+    ] = None
+    embedding: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:WORD]",
+            help="A word of textual inversion, for prompts. Repeat it for several.  [default: the word that the file"
+            " says, else its name]",
         ),
     ] = None
     ip_adapter: Annotated[
@@ -90,6 +98,7 @@ class ExtraOptions:
         if self.image_prompt_scale is not None and not given:
             raise ValueError("expected no --image-prompt-scale without --image-prompt")
         files |= {f"--lora {text}": parse_scaled(text, "--lora")[0] for text in self.lora or ()}
+        files |= {f"--embedding {text}": split_word(text)[0] for text in self.embedding or ()}
         files |= {f"--control {text}": parse_scaled(text, "--control")[0] for text in self.control or ()}
         for name, value in files.items():
             if value is not None and not Path(value).expanduser().exists():
@@ -110,9 +119,11 @@ class ExtraOptions:
                 "image_prompt_scale": 1.0 if self.image_prompt_scale is None else self.image_prompt_scale,
             }
         loras = [_from_anywhere(text, "--lora") for text in self.lora or ()]
+        embeddings = [[from_anywhere(path), word] for path, word in map(split_word, self.embedding or ())]
         control = [_from_anywhere(text, "--control") for text in self.control or ()]
         given: dict[str, Any] = {
             **({"loras": loras} if loras else {}),
+            **({"embeddings": embeddings} if embeddings else {}),
             **image_prompt,
             **({"control": control} if control else {}),
             **({"preset": self.preset.value} if self.preset else {}),
@@ -140,6 +151,12 @@ def parse_scaled(text: str, option: str) -> tuple[str, float]:
         raise ValueError(f"{option} {text}: expected a number as the scale behind the colon, got {scale!r}") from None
     inputs.check_number(f"the scale of {option}", number, minimum=-100, maximum=100)
     return path, number
+
+
+def split_word(text: str) -> tuple[str, str | None]:
+    """Read a file and its word, such as `my-cat.safetensors:cat`. None means the word of the file."""
+    path, colon, word = text.rpartition(":")
+    return (text, None) if not colon or "/" in word or "\\" in word else (path, word)
 
 
 def _from_anywhere(text: str, option: str) -> list[Any]:

@@ -95,7 +95,7 @@ def check_fit(style: Style, model: Model, name: str, *, force: bool = False) -> 
             if not force:
                 what, advice = "weights", "pass that model by --model, or --force"
                 if own.get("adapters") != given.get("adapters"):
-                    what, advice = "adapters", "give those by --lora and --ip-adapter, or --force"
+                    what, advice = "adapters", "give those by --lora, --embedding and --ip-adapter, or --force"
                 elif style.control:
                     what, advice = "weights or control models", "give those by --model and --control, or --force"
                 raise StyleError(f"{name} was made with other {what}: {advice} ({error})") from None

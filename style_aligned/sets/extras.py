@@ -1,4 +1,4 @@
-"""What goes beside StyleAligned in a set: LoRAs, an image prompt, control models, another solver."""
+"""What goes beside StyleAligned in a set: LoRAs, textual inversion, an image prompt, control models, another solver."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,17 +16,17 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
 
     Args:
         model: The model.
-        settings: `loras` with the path and scale of each; `ip_adapter`, `image_encoder` and `image_prompt` with their
-            paths, and `image_prompt_scale`; `control` with the path and scale of each control model; the name of a
-            `preset` or a `solver`. Each may be missing.
+        settings: `loras` with the path and scale of each; `embeddings` with the path and word of each; `ip_adapter`,
+            `image_encoder` and `image_prompt` with their paths, and `image_prompt_scale`; `control` with the path and
+            scale of each control model; the name of a `preset` or a `solver`. Each may be missing.
 
     Raises:
         CheckpointError: If a file does not fit the model.
         ValueError: If the picture cannot be read, or the model does not take what is asked for.
     """
     given = {name: value for name, value in settings.items() if name not in ("preset", "solver")}
-    for name in ("loras", "control"):
-        given[name] = [(path, scale) for path, scale in settings.get(name, ())]
+    for name in ("loras", "embeddings", "control"):
+        given[name] = [(path, value) for path, value in settings.get(name, ())]
     if "image_prompt" in given:
         given["image_prompt"], notes = open_picture(given["image_prompt"])
         for note in notes:
@@ -35,5 +35,5 @@ def add_extras(model: Model, settings: Mapping[str, Any]) -> None:
         use_preset(model, settings["preset"])
     if "solver" in settings:
         use_solver(model, settings["solver"])
-    if given["loras"] or given["control"] or "ip_adapter" in given:
+    if any(given.values()):
         Extras(model, **given).inject()

@@ -90,9 +90,9 @@ def check_control_models(model: Model, own: Sequence[Mapping[str, Any]], *, forc
         StyleError: If it has not.
     """
     given = [control.describe() for control in controls_of(model)]
-    is_same = [(one["file"], one["scale"]) for one in own] == [(one["file"], one["scale"]) for one in given]
+    is_same = [_name(one) for one in own] == [_name(one) for one in given]
     if own and not is_same and not (force and len(own) == len(given)):
-        expected, found = (" and ".join(f"{one['file']}:{one['scale']:g}" for one in some) for some in (own, given))
+        expected, found = (" and ".join(map(_name, some)) for some in (own, given))
         raise StyleError(
             f"expected a model with the control models {expected}, as the style's reference, got one with"
             f" {found or 'none'}"
@@ -100,7 +100,7 @@ def check_control_models(model: Model, own: Sequence[Mapping[str, Any]], *, forc
 
 
 def _name_adapters(described: Mapping[str, Any]) -> str:
-    named = [f"{adapter['file']}:{adapter['scale']:g}" for adapter in described.get("adapters", ())]
+    named = [_name(adapter) for adapter in described.get("adapters", ())]
     return " and ".join(named) or "no adapters"
 
 
@@ -160,3 +160,9 @@ def _check_other_precision(model: Model, own: dict[str, Any], samples: Tensor | 
         Note,
         stacklevel=4,
     )
+
+
+def _name(adapter: Mapping[str, Any]) -> str:
+    """An adapter as the command line takes it: its file, and its scale or its word."""
+    scale = adapter.get("scale")
+    return f"{adapter['file']}:{adapter['token'] if scale is None else format(scale, 'g')}"

@@ -235,12 +235,17 @@ def _parse_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         raise StyleError(f"expected {path} to name its solver, got {solver!r}")
     adapters: Any = cast(dict[str, Any], model).get("adapters", [])
     if not isinstance(adapters, list) or not all(map(_is_adapter, cast(list[Any], adapters))):
-        raise StyleError(f"expected {path} to name the file and scale of each adapter, got {show(adapters)}")
+        raise StyleError(
+            f"expected {path} to name the file of each adapter, and its scale or word, got {show(adapters)}"
+        )
     return settings
 
 
 def _is_adapter(described: Any) -> bool:
-    return isinstance(described, dict) and {"file", "scale"} <= cast(dict[str, Any], described).keys()
+    if not isinstance(described, dict):
+        return False
+    keys = cast(dict[str, Any], described).keys()
+    return {"file", "scale"} <= keys or {"file", "token"} <= keys
 
 
 _MODEL = {"class", "classifier_free_guidance", "precision", "fingerprint"}

@@ -17,6 +17,7 @@ from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.styles.style import Style
 from tests.cli.conftest import SMALL, assert_error
 from tests.models.checkpoints.conftest import folder, folders, kind, narrow, pipeline, pipelines
+from tests.models.checkpoints.test_parts import random
 from tests.models.extras.test_control_models import controlnet, narrow_controlnet, t2i_adapter
 from tests.models.extras.test_ip_adapter import encoder_folder, random_ip_adapter
 from tests.models.extras.test_lora import kohya, random_lora, unet_only
@@ -99,7 +100,7 @@ def test_a_set_is_not_continued_with_other_loras(run: Program) -> None:
     assert run.generate("--lora", "ink.safetensors:0.3", "--output", "inks")[0] == 0
     for lora in ("neon.safetensors:0.3", "ink.safetensors:0.4"):
         pattern = (
-            "was made with other adapters: give those by --lora and --ip-adapter, or --force"
+            "was made with other adapters: give those by --lora, --embedding and --ip-adapter, or --force"
             rf" \(expected a model with ink.safetensors:0.3, as the style's, got one with {lora}\)"
         )
         assert_error(run("add", "inks", "a dog", "--lora", lora), pattern)
@@ -114,6 +115,23 @@ def test_a_set_is_not_continued_with_other_loras(run: Program) -> None:
     code, _, error = run(*command, "ink.safetensors", "--force")
     assert (code, "other weights or adapters: images will differ" in error) == (0, True)
     assert adapters_of("ink dogs/a-dog.png") == [{"kind": "lora", "file": "ink.safetensors", "scale": 1.0}]
+
+
+@pytest.mark.slow
+def test_a_set_remembers_its_words(run: Program, pipeline: Any) -> None:
+    save_file({"emb_params": random(2, pipeline.text_encoder.config.hidden_size)}, "owl.safetensors")
+    assert run.generate("--output", "plain")[0] == 0
+    assert run.generate("--embedding", "owl.safetensors:Cat", "--output", "owls")[0] == 0
+    expected = [{"kind": "embedding", "file": "owl.safetensors", "token": "cat"}]
+    assert adapters_of("owls/a-cat.png") == expected
+    assert find("owls/a-cat.png").read_bytes() != find("plain/a-cat.png").read_bytes()
+    words = [[str(Path("owl.safetensors").resolve()), "Cat"]]
+    assert json.loads(Path("owls/set.json").read_text())["extras"] == {"embeddings": words}
+    result = run("add", "owls", "a dog and a cat")
+    assert result[0] == 0, result
+    assert adapters_of("owls/a-dog-and-a-cat.png") == expected
+    message = r"expected a model with owl.safetensors:cat, as the style's, got one with owl.safetensors:owl\)"
+    assert_error(run("add", "owls", "an owl", "--embedding", "owl.safetensors"), message)
 
 
 @pytest.mark.slow

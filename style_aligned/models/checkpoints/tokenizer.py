@@ -92,7 +92,11 @@ class ExactCLIPTokenizer(CLIPTokenizer):
         end = 0
         for match in re.finditer(alternatives, text, re.IGNORECASE):
             tokens += [(token, end + word) for token, word in self._tokens_of_plain_text(text[end : match.start()])]
-            tokens.append((self.token_to_id_mapping[match.group().lower()], match.start()))
+            word = match.group().lower()
+            ids = [self.token_to_id_mapping[word]]
+            while (more := self.token_to_id_mapping.get(f"{word}_{len(ids)}", 0)) >= VOCABULARY_SIZE:
+                ids.append(more)  # a concept of several vectors, which are named as diffusers names them
+            tokens += [(token, match.start()) for token in ids]
             end = match.end()
         return tokens + [(token, end + word) for token, word in self._tokens_of_plain_text(text[end:])]
 

@@ -13,19 +13,21 @@ from refiners.foundationals.latent_diffusion import SD1IPAdapter, SDXLIPAdapter,
 
 from style_aligned.files import digest_picture
 from style_aligned.models.extras.control import ControlModel, add_controls, remove_controls
+from style_aligned.models.extras.embedding import FileEmbedding
 from style_aligned.models.extras.ip_adapter import load_ip_adapter
 from style_aligned.models.extras.lora import FileLora
 from style_aligned.models.model import beside
 
 
 class Extras:
-    """LoRAs, an image prompt and control models beside a model, from files.
+    """LoRAs, embeddings of words, an image prompt and control models beside a model, from files.
 
     Everything is read and checked first. `StyleAlignedAdapter`, which `generate` injects by itself, comes last. Out
     they go the other way round.
 
     Attributes:
         loras: The LoRAs.
+        embeddings: The words of textual inversion.
         ip_adapter: The image prompt's adapter, if there is one.
         controls: The control models.
     """
@@ -35,6 +37,7 @@ class Extras:
         model: StableDiffusion_XL | StableDiffusion_1,
         *,
         loras: Sequence[tuple[str | Path, float]] = (),
+        embeddings: Sequence[str | Path | tuple[str | Path, str | None]] = (),
         ip_adapter: str | Path | None = None,
         image_encoder: CLIPImageEncoder | str | Path | None = None,
         image_prompt: Image.Image | None = None,
@@ -47,6 +50,7 @@ class Extras:
         Args:
             model: The model.
             loras: The files of LoRAs, with the scale of each.
+            embeddings: The files of textual inversion, each alone or with its word, as `FileEmbedding` takes them.
             ip_adapter: The file of an IP-Adapter.
             image_encoder: The image encoder that it was trained with, or where that lies.
             image_prompt: The image prompt.
@@ -64,6 +68,8 @@ class Extras:
         names = [lora.name for lora in self.loras]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"expected each LoRA once, got {twice!r} twice")
+        worded = [(file, None) if isinstance(file, str | Path) else file for file in embeddings]
+        self.embeddings = [FileEmbedding(model, path, token=token) for path, token in worded]
         self.ip_adapter: SDXLIPAdapter | SD1IPAdapter | None = None
         self._image_prompt, self._file = image_prompt, None if ip_adapter is None else Path(ip_adapter).name
         given = {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "image_prompt": image_prompt}
@@ -89,14 +95,16 @@ class Extras:
         with ExitStack() as stack:
             for lora in self.loras:
                 stack.enter_context(lora)
+            for embedding in self.embeddings:
+                stack.enter_context(embedding)
             if self.ip_adapter is not None:
                 assert self._image_prompt is not None
                 with torch.no_grad():
-                    embedding = self.ip_adapter.compute_clip_image_embedding(self._image_prompt)
+                    picture = self.ip_adapter.compute_clip_image_embedding(self._image_prompt)
                 self.ip_adapter.inject()
                 stack.callback(self.ip_adapter.eject)
                 stack.enter_context(beside(self._model, self._describe_image_prompt))
-                self.ip_adapter.set_clip_image_embedding(embedding)
+                self.ip_adapter.set_clip_image_embedding(picture)
             add_controls(self._model, self.controls)
             stack.callback(remove_controls, self._model, self.controls)
             self._stack = stack.pop_all()
@@ -110,7 +118,7 @@ class Extras:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what has to be known to draw the same again: for each, its kind, its file and its scale."""
-        described = [lora.describe() for lora in self.loras]
+        described = [extra.describe() for extra in (*self.loras, *self.embeddings)]
         return described if self.ip_adapter is None else [*described, self._describe_image_prompt()]
 
     def _describe_image_prompt(self) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def architecture_of(model: StableDiffusion_XL | StableDiffusion_1) -> Architectu
         ValueError: For the embedded model, for which there are no published files.
     """
     if type(model).__name__ == "Mini":
-        raise ValueError("the embedded model takes no LoRA, image prompt or control model from a file")
+        raise ValueError("the embedded model takes no LoRA, embedding, image prompt or control model from a file")
     return STABLE_DIFFUSION_XL if isinstance(model, StableDiffusion_XL) else STABLE_DIFFUSION_1
 
 

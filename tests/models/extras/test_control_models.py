@@ -274,7 +274,7 @@ def test_what_does_not_fit(folders: dict[str, Path], controlnet: Any, random_min
     refused(one, t2i_adapter("xl").state_dict(), r"a T2I-Adapter with .* channels; expected .* Stable Diffusion 1\.5")
     with pytest.raises(CheckpointError, match="no such file; expected a ControlNet"):
         load_control_model(one, tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match="the embedded model takes no LoRA, image prompt or control model"):
+    with pytest.raises(ValueError, match="the embedded model takes no LoRA, embedding, image prompt or control model"):
         load_control_model(random_mini, tmp_path / "x.safetensors")
 
 
