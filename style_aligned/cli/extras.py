@@ -62,7 +62,9 @@ class ExtraOptions:
     image_encoder: Annotated[
         str | None,
         typer.Option(
-            metavar="FOLDER", help="The image encoder that the IP-Adapter was trained with: a folder or file."
+            metavar="NAME",
+            help="The image encoder that the IP-Adapter was trained with: a folder, a file, or a name on the hub, such"
+            " as h94/IP-Adapter/models/image_encoder.",
         ),
     ] = None
     control: Annotated[

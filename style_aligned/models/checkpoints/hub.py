@@ -1,6 +1,7 @@
 """Models from the Hugging Face hub: only the files needed, through its own cache."""
 
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from style_aligned.models.checkpoints.errors import CheckpointError
@@ -17,18 +18,22 @@ def is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name)) and not name.endswith((".safetensors", ".ckpt"))
 
 
-def download(name: str, *, prefer_half: bool, only_autoencoder: bool = False) -> Path:
-    """Fetch the model's files that are not in the hub's cache yet.
+def download(
+    name: str,
+    select: Callable[[list[str]], list[str]],
+    settings: Sequence[str] = ("model_index.json", "config.json"),
+) -> Path:
+    """Fetch the files of a repository that are wanted and not in the hub's cache yet.
 
     The hub's own environment variables hold: `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
 
     Args:
         name: The repository, as `"owner/name"`.
-        prefer_half: Whether to prefer the fp16 variant of the weights.
-        only_autoencoder: Whether to fetch the autoencoder alone.
+        select: Returns the files that are wanted, of the paths of all.
+        settings: Without network, what was fetched before is known by the first of these files that is there.
 
     Returns:
-        The folder with the files.
+        The folder with the files, as they lie in the repository.
 
     Raises:
         CheckpointError: Without `huggingface_hub`, without network, or if the hub does not give such a model.
@@ -56,16 +61,15 @@ def download(name: str, *, prefer_half: bool, only_autoencoder: bool = False) ->
     except HfHubHTTPError as error:
         raise CheckpointError(f"{name}: the hub refused to list its files: {_first_line(error)}") from error
     except Exception as error:  # no network, or offline mode: the library in use says so in its own way
-        for file in ("model_index.json", "config.json"):
+        for file in settings:
             cached = try_to_load_from_cache(repo_id=name, filename=file)
             if isinstance(cached, str):
-                return Path(cached).parent
+                return Path(cached).parents[file.count("/")]
         raise CheckpointError(
             f"{name}: not in the hub's cache on this machine, and the hub cannot be reached: {_first_line(error)}"
         ) from error
 
-    select = wanted_autoencoder_files if only_autoencoder else wanted_files
-    patterns = select(files, prefer_half=prefer_half, where=name)
+    patterns = select(files)
     try:
         return Path(snapshot_download(repo_id=name, allow_patterns=patterns))
     except Exception as error:
@@ -113,6 +117,29 @@ def wanted_autoencoder_files(files: list[str], *, prefer_half: bool, where: str)
     selected = select_weights(names, "vae", prefer_half=prefer_half, where=f"{where}/{folder}".removesuffix("/"))
     settings = [file for file in ("model_index.json", f"{folder}config.json") if file in files]
     return [*settings, *(folder + name for name in selected)]
+
+
+def download_image_encoder(name: str) -> Path:
+    """Fetch an image encoder of transformers.
+
+    Args:
+        name: The repository, or a folder in it, as `"owner/name/folder"`.
+
+    Returns:
+        The folder with the files.
+
+    Raises:
+        CheckpointError: As `download` does, or if there is none.
+    """
+    owner, repository, *folders = name.split("/")
+    files = ["/".join((*folders, file)) for file in ("config.json", "model.safetensors")]
+
+    def select(there: list[str]) -> list[str]:
+        if missing := [file for file in files if file not in there]:
+            raise CheckpointError(f"{name}: no image encoder on the hub (it has no {missing[0]})")
+        return files
+
+    return download(f"{owner}/{repository}", select, files[:1]).joinpath(*folders)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import StoredTensor, read_header
-from style_aligned.models.checkpoints.hub import download, is_hub_name
+from style_aligned.models.checkpoints.hub import download, is_hub_name, wanted_autoencoder_files
 from style_aligned.models.checkpoints.keys import AUTOENCODER, Layout, autoencoder_modules
 from style_aligned.models.checkpoints.selection import select_weights
 from style_aligned.models.checkpoints.settings import read_autoencoder_config
@@ -39,7 +40,8 @@ def with_autoencoder(checkpoint: Checkpoint, name_or_path: str | Path, *, prefer
     path = expand_home(name_or_path)
     try:
         if not path.exists() and is_hub_name(str(name_or_path)):
-            path = download(str(name_or_path), prefer_half=prefer_half, only_autoencoder=True)
+            name = str(name_or_path)
+            path = download(name, partial(wanted_autoencoder_files, prefer_half=prefer_half, where=name))
         files, config = _find_files(path, prefer_half)
         found: dict[str, StoredTensor] = {}
         for file in files:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from style_aligned.models.checkpoints.foreign import (
     refuse_foreign,
     refuse_other_architecture,
 )
-from style_aligned.models.checkpoints.hub import download, is_hub_name
+from style_aligned.models.checkpoints.hub import download, is_hub_name, wanted_files
 from style_aligned.models.checkpoints.keys import Layout
 from style_aligned.models.checkpoints.schedule import Schedule
 from style_aligned.models.checkpoints.selection import PARTS, select_weights
@@ -169,7 +170,9 @@ def _open(name: str, path: Path, prefer_half: bool) -> _Found:
                 f"{name}: no such file or folder, and no name on the Hugging Face hub (such as "
                 "'stabilityai/stable-diffusion-xl-base-1.0')"
             )
-        return _open_diffusers(name, download(name, prefer_half=prefer_half), prefer_half)
+        return _open_diffusers(
+            name, download(name, partial(wanted_files, prefer_half=prefer_half, where=name)), prefer_half
+        )
     if path.is_file():
         return _open_single_file(path.name, path)
     if (path / "model_index.json").is_file() or (path / "unet").is_dir():

@@ -9,6 +9,7 @@ from torch import device as Device, dtype as DType
 
 from style_aligned.models.checkpoints.errors import CheckpointError
 from style_aligned.models.checkpoints.files import StoredTensor, read_header
+from style_aligned.models.checkpoints.hub import download_image_encoder, is_hub_name
 from style_aligned.models.checkpoints.initialization import NoInitialization
 from style_aligned.models.checkpoints.settings import read_json
 from style_aligned.models.checkpoints.sources import expand_home
@@ -23,7 +24,8 @@ def load_image_encoder(
     """Load an image encoder.
 
     Args:
-        path: The folder, or the file `model.safetensors` in it.
+        path: The folder, the file `model.safetensors` in it, or a name on the hub: of a repository, or of a folder in
+            one, such as `"h94/IP-Adapter/models/image_encoder"`.
         device: The PyTorch device to use.
         dtype: The type of its weights; None leaves them in that of the file.
 
@@ -31,6 +33,8 @@ def load_image_encoder(
         CheckpointError: If it is none, with what is missing.
     """
     file = expand_home(path)
+    if not file.exists() and is_hub_name("/".join(str(path).split("/")[:2])):
+        file = download_image_encoder(str(path))
     file = file / "model.safetensors" if file.is_dir() else file
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; expected an image encoder of transformers")

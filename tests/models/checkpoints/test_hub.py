@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,10 @@ import pytest
 from style_aligned.models.checkpoints import CheckpointError
 from style_aligned.models.checkpoints.hub import wanted_files
 from style_aligned.models.checkpoints.sources import open_checkpoint
+from style_aligned.models.extras import load_image_encoder
+from tests.models.extras.test_ip_adapter import encoder_folder
+
+__all__ = ["encoder_folder"]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ROOT = Path(__file__).parents[3]
@@ -30,6 +35,16 @@ try:
 except CheckpointError as error:
     sys.exit(f"CheckpointError: {error}")
 print(sum(weight.double().sum().item() for weight in model.parameters()))
+"""
+LOAD_IMAGE_ENCODER = """
+import sys
+from style_aligned.models.checkpoints import CheckpointError
+from style_aligned.models.extras import load_image_encoder
+try:
+    encoder = load_image_encoder(sys.argv[1])
+except CheckpointError as error:
+    sys.exit(f"CheckpointError: {error}")
+print(sum(weight.double().sum().item() for weight in encoder.parameters()))
 """
 
 
@@ -109,7 +124,9 @@ def hub(folders: dict[str, Path]) -> Iterator[Hub]:
     thread.join()
 
 
-def load(name: str, cache: Path, endpoint: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def load(
+    name: str, cache: Path, endpoint: str, code: str = LOAD, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Load in a process of its own: the hub's library reads its settings when it is imported."""
     settings = {
         "HF_ENDPOINT": endpoint,
@@ -120,7 +137,7 @@ def load(name: str, cache: Path, endpoint: str, **environment: str) -> subproces
         "no_proxy": "127.0.0.1",
     }
     return subprocess.run(
-        [sys.executable, "-c", LOAD, name],
+        [sys.executable, "-c", code, name],
         capture_output=True,
         text=True,
         check=False,
@@ -195,3 +212,20 @@ def test_which_files_are_wanted() -> None:
         wanted_files(["flux1-dev.safetensors"], prefer_half=False, where="some/model")
     with pytest.raises(CheckpointError, match="some/model/unet: the weights are there as pickles alone"):
         wanted_files(["model_index.json", f"unet/{name}.bin"], prefer_half=False, where="some/model")
+
+
+def test_an_image_encoder_in_a_folder_of_a_repository(hub: Hub, encoder_folder: Path, tmp_path: Path) -> None:
+    hub.folder = tmp_path / "repository"
+    shutil.copytree(encoder_folder, hub.folder / "models" / "image_encoder")
+    cache, name = tmp_path / "cache", "some/model/models/image_encoder"
+    result = load(name, cache, hub.endpoint, LOAD_IMAGE_ENCODER)
+    assert result.returncode == 0, result.stderr
+    expected = sum(weight.double().sum().item() for weight in load_image_encoder(encoder_folder).parameters())
+    assert float(result.stdout) == pytest.approx(expected)
+    fetched = {path.split("/", 5)[-1] for path in hub.requests if path.startswith("GET /some/model/resolve/")}
+    assert fetched == {"models/image_encoder/config.json", "models/image_encoder/model.safetensors"}
+    hub.requests.clear()  # offline
+    again = load(name, cache, hub.endpoint, LOAD_IMAGE_ENCODER, HF_HUB_OFFLINE="1")
+    assert (again.stdout, hub.requests) == (result.stdout, [])
+    message = "CheckpointError: some/model/other: no image encoder on the hub (it has no other/config.json)"
+    assert message in load("some/model/other", cache, hub.endpoint, LOAD_IMAGE_ENCODER).stderr
