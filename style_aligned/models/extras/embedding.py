@@ -128,7 +128,8 @@ class FileEmbedding:
         """Take the word out of the text encoders."""
         for place in self._places():
             tokenizer, embeddings = place.tokenizer, place.lookup
-            assert isinstance(embeddings, WordEmbeddings)
+            if not isinstance(embeddings, WordEmbeddings):
+                continue  # it is out already
             known = tokenizer.token_to_id_mapping.items()
             tokenizer.token_to_id_mapping = {word: token for word, token in known if word not in self.words}
             if not concepts(tokenizer):  # rows of words that are gone stay as long as there are others
@@ -146,7 +147,7 @@ class FileEmbedding:
     ) -> None:
         self.eject()
 
-    def _places(self) -> list["Place"]:
+    def _places(self) -> list[Place]:
         tokenizers = self._encoder.walk(CLIPTokenizer)
         lookups = self._encoder.walk(lambda layer, _: isinstance(layer, TokenEncoder | EmbeddingExtender))
         return [

@@ -112,6 +112,7 @@ def test_several_in_any_order(pipeline: Any, model: Any, kind: str, is_plain: bo
     cat.eject()
     assert all(map(torch.equal, encode(model, "a dog"), dogs))
     dog.eject()
+    dog.eject()
     assert repr(encoder) == tree
     assert all(map(torch.equal, encode(model, "a dog"), before))
     with Extras(model, embeddings=[(files[0], "cat"), (files[1], "wolf")]) as extras:
